@@ -1,0 +1,62 @@
+"""The limit: the same ONNX Runtime session with no server around it.
+
+Tokens are ready, texts are sorted by length, batches are cut by a token budget, and every way of
+dividing the cores between batches and threads is tried. The best of the sweep is the limit.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from embedding_server.core import Ids
+from embedding_server.runtime.session import Session
+
+_BUDGETS = (256, 512, 1024, 2048)
+
+
+class Limit(msgspec.Struct, frozen=True):
+    """One point of the sweep."""
+
+    budget: int
+    slots: int
+    threads: int
+    texts_per_second: float
+    tokens_per_second: float
+
+
+def sweep(sessions: dict[int, Session], texts: Sequence[Ids], cores: int) -> list[Limit]:
+    """Every budget with every split of `cores`; `sessions` by their number of threads."""
+    return [
+        _measure(sessions[threads], texts, budget, cores // threads, threads)
+        for threads in sessions
+        for budget in _BUDGETS
+    ]
+
+
+def batches(texts: Sequence[Ids], budget: int) -> Iterator[list[Ids]]:
+    """Texts in order of length, in batches of at most `budget` tokens."""
+    batch: list[Ids] = []
+    size = 0
+    for ids in sorted(texts, key=len):
+        if batch and size + len(ids) > budget:
+            yield batch
+            batch, size = [], 0
+        batch.append(ids)
+        size += len(ids)
+    if batch:
+        yield batch
+
+
+def _measure(
+    session: Session, texts: Sequence[Ids], budget: int, slots: int, threads: int
+) -> Limit:
+    plan = list(batches(texts, budget))[::-1]  # the longest first: no slot ends much later
+    with ThreadPoolExecutor(slots) as pool:
+        started = time.perf_counter()
+        for _ in pool.map(session.run, plan):
+            pass
+        seconds = time.perf_counter() - started
+    tokens = sum(map(len, texts))
+    return Limit(budget, slots, threads, len(texts) / seconds, tokens / seconds)

@@ -1,0 +1,46 @@
+"""The real server as a process, started as users start it."""
+
+import contextlib
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import httpx
+
+
+@contextlib.contextmanager
+def demo_server() -> Iterator[str]:
+    """`serve --demo` on a free port; yields its address once it is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "embedding_server", "serve", "--demo"]
+    command += ["--hostname", "127.0.0.1", "--port", str(port), "--drain-grace-ms", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait(url, process)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _wait(url: str, process: "subprocess.Popen[bytes]") -> None:
+    for _ in range(600):
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/health/ready").is_success:
+                return
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with status {process.returncode}")
+        time.sleep(0.1)
+    raise RuntimeError("the server was not ready within 60 s")
+
+
+def tokens_served(url: str) -> float:
+    """Real tokens the server has run so far."""
+    text = httpx.get(f"{url}/metrics").text
+    return sum(map(float, re.findall(r"^inference_tokens_total\{.*\} (\S+)$", text, re.MULTILINE)))

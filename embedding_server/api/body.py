@@ -1,0 +1,199 @@
+"""The way in: the bytes of a request's body, and the struct they decode to.
+
+`BodyReader` is a pure ASGI middleware that reads the whole body under its limits before a handler
+is called; `ApiRequest` lets Litestar decode JSON straight into the handler's `data` type, with a
+400 for whatever is wrong with it.
+"""
+
+import asyncio
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import zstandard
+from litestar import Request
+from litestar.datastructures import Headers, State
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPReceiveMessage, Message, Receive, Scope, Send
+
+from embedding_server.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
+from embedding_server.observability.metrics import Metrics
+from embedding_server.serving.admission import AdmissionQueue
+
+
+class ApiRequest(Request[Any, Any, State]):
+    """A request whose JSON body becomes the struct that the handler's `data` names."""
+
+    async def json(self) -> Any:
+        """The decoded body; raises `BadRequest`."""
+        field = self.route_handler.parsed_data_field
+        assert field is not None
+        try:
+            return msgspec.json.decode(await self.body(), type=field.annotation)
+        except RecursionError as exc:
+            raise BadRequest("the JSON is nested too deeply") from exc
+        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+            raise BadRequest(f"the JSON body cannot be used: {exc}") from exc
+
+
+class ByteBudget:
+    """Bytes of request bodies that are inside at once, at most `limit`."""
+
+    def __init__(self, limit: int, queue: AdmissionQueue) -> None:
+        self._limit = limit
+        self._queue = queue
+        self._used = 0
+
+    def __repr__(self) -> str:
+        return f"ByteBudget(used={self._used}, limit={self._limit})"
+
+    @contextmanager
+    def account(self) -> Iterator[Callable[[int], None]]:
+        """A function that charges so many bytes more, or raises `ServiceUnavailable`.
+
+        All that it charged is given back at the end.
+        """
+        charged = 0
+
+        def charge(size: int) -> None:
+            nonlocal charged
+            if self._used + size > self._limit:
+                raise self._queue.refusal("queued_bytes", "too many request bytes are waiting")
+            charged += size
+            self._used += size
+
+        try:
+            yield charge
+        finally:
+            self._used -= charged
+
+
+class BodyReader:
+    """Reads, bounds and decompresses the body of a POST, then calls the handler with all of it.
+
+    A client that hangs up after that cancels its handler, so that its texts leave the line.
+
+    Args:
+        app: the next ASGI application.
+        max_bytes: limit of a body, before and after decompression.
+        budget: bounds the bodies of all requests together.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, budget: ByteBudget, metrics: Metrics) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._budget = budget
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != ScopeType.HTTP or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers.from_scope(scope)
+        _require_json(headers.get("content-type", "application/json"))
+        with self._budget.account() as charge:
+            body = await self._read(receive, charge, int(headers.get("content-length", 0)))
+            if body is None:
+                self._metrics.cancelled.inc()
+                return
+            encoding = headers.get("content-encoding", "identity").strip().lower()
+            if encoding != "identity":
+                body = decompress(body, encoding, self._max_bytes)
+                charge(len(body))
+            await self._handle(body, scope, receive, send)
+
+    async def _read(
+        self, receive: Receive, charge: Callable[[int], None], declared: int
+    ) -> bytes | None:
+        """The body as sent; None if the client left before its end."""
+        self._require_fit(declared)
+        charge(declared)
+        parts, size, more = [], 0, True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return None
+            part = message["body"]
+            size += len(part)
+            self._require_fit(size)
+            charge(len(part) if not declared else 0)
+            parts.append(part)
+            more = message["more_body"]
+        return b"".join(parts)
+
+    async def _handle(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = asyncio.current_task()
+        assert handler is not None
+        left = False
+
+        async def watch() -> None:
+            nonlocal left
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left = True
+            handler.cancel()
+
+        async def replay() -> HTTPReceiveMessage:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def forward(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                watcher.cancel()  # from here on the server reports every end as a disconnect
+            await send(message)
+
+        watcher = asyncio.create_task(watch())
+        try:
+            await self._app(scope, replay, forward)
+        except asyncio.CancelledError:
+            if not left:
+                raise
+            handler.uncancel()
+            self._metrics.cancelled.inc()
+        finally:
+            watcher.cancel()
+
+    def _require_fit(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise _too_large(self._max_bytes)
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body is over {limit} bytes: send fewer texts per request")
+
+
+def _require_json(content_type: str) -> None:
+    if content_type.partition(";")[0].strip().lower() not in ("application/json", ""):
+        raise UnsupportedMediaType(f"send application/json, not {content_type[:100]}")
+
+
+def decompress(body: bytes, encoding: str, limit: int) -> bytes:
+    """`body` without its content encoding, `gzip` or `zstd`; never more than `limit` bytes.
+
+    Raises:
+        UnsupportedMediaType: another encoding.
+        PayloadTooLarge: it would be longer than `limit`.
+        BadRequest: the data are damaged.
+    """
+    try:
+        if encoding in ("gzip", "x-gzip"):
+            stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+            plain = stream.decompress(body, limit + 1)
+            complete = stream.eof
+        elif encoding == "zstd":
+            with zstandard.ZstdDecompressor().stream_reader(body) as reader:
+                plain = reader.read(limit + 1)
+            complete = True
+        else:
+            raise UnsupportedMediaType(
+                f"content-encoding must be gzip or zstd, not {encoding[:100]}"
+            )
+    except (zlib.error, zstandard.ZstdError) as exc:
+        raise BadRequest(f"the {encoding} body is damaged: {exc}") from exc
+    if len(plain) > limit:
+        raise _too_large(limit)
+    if not complete:
+        raise BadRequest(f"the {encoding} body is damaged: it ends too early")
+    return plain

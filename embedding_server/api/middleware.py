@@ -1,0 +1,104 @@
+"""The outermost ASGI layer: request ids, queue headers, one log event and the HTTP metrics.
+
+It wraps the whole application, so that answers the framework makes by itself (404, 405, CORS
+preflights) get an id and an event too.
+"""
+
+import re
+import time
+import uuid
+from typing import Any
+
+import structlog
+from litestar.datastructures import Headers, MutableScopeHeaders
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from embedding_server.observability.metrics import Metrics
+from embedding_server.serving.admission import AdmissionQueue
+
+QUIET, INFERENCE = "quiet", "inference"
+"""Handler options: no log event and no HTTP metrics; queue headers on every answer."""
+
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+
+log = structlog.get_logger()
+
+
+def event(scope: Scope) -> dict[str, Any]:
+    """The fields of this request's log event, for handlers to add to; `request_id` is there."""
+    fields: dict[str, Any] = scope["state"]["event"]
+    return fields
+
+
+class RequestLog:
+    """Wraps the application.
+
+    Args:
+        app: the application.
+        queue: its live numbers go into the headers of inference routes.
+    """
+
+    def __init__(self, app: ASGIApp, queue: AdmissionQueue, metrics: Metrics) -> None:
+        self._app = app
+        self._queue = queue
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        wanted = Headers.from_scope(scope).get("x-request-id", "")
+        name = wanted if _REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
+        scope.setdefault("state", {})["event"] = fields = {"request_id": name}
+        status, size = 0, 0
+
+        async def observe(message: Message) -> None:
+            nonlocal status, size
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self._add_headers(message, scope, name)
+            elif message["type"] == "http.response.body":
+                size += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observe)
+        finally:
+            if not _has(scope, QUIET):
+                self._record(scope, fields, status, size, time.perf_counter() - started)
+
+    def _add_headers(self, message: Message, scope: Scope, name: str) -> None:
+        headers = MutableScopeHeaders.from_message(message)
+        headers["X-Request-Id"] = name
+        if _has(scope, INFERENCE):
+            headers["X-Queue-Depth"] = str(self._queue.depth)
+            headers["X-Queue-Capacity"] = str(self._queue.max_depth)
+            headers["X-Estimated-Wait-Ms"] = str(round(self._queue.estimated_wait * 1000))
+        if self._queue.draining:
+            headers["Connection"] = "close"
+
+    def _record(
+        self, scope: Scope, fields: dict[str, Any], status: int, size: int, seconds: float
+    ) -> None:
+        endpoint = scope.get("path_template") or "unmatched"
+        method = str(scope.get("method"))
+        labels = (endpoint, method, str(status or "cancelled"))
+        self._metrics.http_requests.labels(*labels).inc()
+        self._metrics.http_seconds.labels(*labels).observe(seconds)
+        log.info(
+            "request",
+            method=method,
+            endpoint=endpoint,
+            status=status,
+            ms=round(seconds * 1000, 2),
+            bytes=size,
+            **fields,
+        )
+
+
+def _has(scope: Scope, option: str) -> bool:
+    handler = scope.get("route_handler")
+    return handler is not None and bool(handler.opt.get(option))

@@ -1,0 +1,194 @@
+"""Health, metrics and the API's own description."""
+
+import time
+from typing import Any
+
+import msgspec
+from litestar import Response, get
+from litestar.openapi.datastructures import ResponseSpec
+
+from embedding_server.api.body import ApiRequest
+from embedding_server.api.middleware import QUIET
+from embedding_server.api.parts import Parts, parts
+from embedding_server.core import Task
+from embedding_server.serving.registry import Resident, State
+
+
+class Live(msgspec.Struct):
+    """The process runs."""
+
+    status: str
+
+
+class Ready(msgspec.Struct, omit_defaults=True):
+    """Whether the server serves, and if not, why."""
+
+    status: str
+    embedding: bool
+    reranker: bool
+    reasons: list[str] = []
+
+
+class CacheInfo(msgspec.Struct):
+    """Resident models, oldest first; `max_cached` and `cache_ttl` 0 = no limit."""
+
+    cached_models: list[str]
+    num_cached: int
+    max_cached: int
+    cache_ttl: int
+
+
+class Health(msgspec.Struct):
+    """One merged view."""
+
+    status: str
+    total_models: int
+    loaded_models: int
+    startup_complete: bool
+    cache_info: CacheInfo
+    uptime_seconds: float
+
+
+class ModelStatus(msgspec.Struct):
+    """One allowed model, as it is now; queue counts texts."""
+
+    state: str
+    provider: str | None
+    precision: str | None
+    resident_bytes: int
+    queue: int
+    fingerprint: str | None
+    error: str
+
+
+class Status(msgspec.Struct):
+    """The live numbers."""
+
+    status: str
+    embedding_ready: bool
+    reranker_ready: bool
+    available_permits: int
+    total_queue_depth: int
+    gpu_vram_pressure: float
+    models: dict[str, ModelStatus]
+
+
+@get("/health/live", opt={QUIET: True}, sync_to_thread=False)
+def live() -> Live:
+    """200 as long as the process runs."""
+    return Live(status="ok")
+
+
+@get(
+    "/health/ready",
+    opt={QUIET: True},
+    sync_to_thread=False,
+    responses={503: ResponseSpec(Ready, generate_examples=False, description="not ready")},
+)
+def ready(request: ApiRequest) -> Response[Ready]:
+    """200 when every model that must be resident serves, else 503 with the reasons."""
+    answer = _ready(parts(request))
+    return Response(answer, status_code=200 if answer.status == "ok" else 503)
+
+
+@get("/health/status", opt={QUIET: True}, sync_to_thread=False)
+def status(request: ApiRequest) -> Status:
+    """The live numbers."""
+    here = parts(request)
+    answer = _ready(here)
+    return Status(
+        status=answer.status,
+        embedding_ready=answer.embedding,
+        reranker_ready=answer.reranker,
+        available_permits=here.engine.queue.permits,
+        total_queue_depth=here.engine.queue.depth,
+        gpu_vram_pressure=0.0,
+        models={name: _model(one) for name, one in here.engine.registry.residents.items()},
+    )
+
+
+@get("/health", opt={QUIET: True}, sync_to_thread=False)
+def health(request: ApiRequest) -> Health:
+    """One merged view."""
+    here = parts(request)
+    answer = _ready(here)
+    cache = _cache_info(here)
+    return Health(
+        status=answer.status,
+        total_models=len(here.engine.registry.residents),
+        loaded_models=cache.num_cached,
+        startup_complete=answer.status == "ok",
+        cache_info=cache,
+        uptime_seconds=_uptime(here),
+    )
+
+
+@get("/metrics", opt={QUIET: True}, sync_to_thread=False, media_type="text/plain")
+def metrics(request: ApiRequest) -> Response[bytes]:
+    """Prometheus text, OpenMetrics or a JSON summary, as `Accept` asks."""
+    here, accept = parts(request), request.headers.get("accept", "")
+    if "application/json" in accept:
+        summary = {
+            "total_requests": here.metrics.total(here.metrics.http_requests),
+            "total_embeddings": here.metrics.total(here.metrics.embed_items),
+            "cache_info": _cache_info(here),
+            "uptime_seconds": _uptime(here),
+        }
+        return Response(msgspec.json.encode(summary), media_type="application/json")
+    text, content_type = here.metrics.render(accept)
+    return Response(text, media_type=content_type)
+
+
+def _ready(here: Parts) -> Ready:
+    residents = here.engine.registry.residents
+    required = {spec.id: residents[spec.id].state is State.READY for spec in here.preloaded}
+    reasons = [
+        f"{name}: {residents[name].state}"
+        + f" ({residents[name].error})" * bool(residents[name].error)
+        for name, serves in required.items()
+        if not serves
+    ]
+    enough = any if here.settings.ready_policy == "any" and required else all
+    serving = enough(required.values())
+    if not here.device.alive:
+        reasons.append("a run slot has died")
+    if here.engine.queue.draining:
+        reasons.append("the server is shutting down")
+    able = here.device.alive and not here.engine.queue.draining
+
+    def serves(task: Task) -> bool:
+        listed = {spec.id for spec in here.engine.catalog.listed[task].values()}
+        flags = [flag for name, flag in required.items() if name in listed]
+        return bool(listed) and able and enough(flags or [True])
+
+    return Ready(
+        status="ok" if serving and able else "not_ready",
+        embedding=serves(Task.EMBED),
+        reranker=serves(Task.RERANK),
+        reasons=[] if serving and able else reasons,
+    )
+
+
+def _model(resident: Resident) -> ModelStatus:
+    model = resident.model
+    return ModelStatus(
+        state=resident.state,
+        provider=model.provider if model else None,
+        precision="fp32" if model else None,
+        resident_bytes=model.resident_bytes if model else 0,
+        queue=len(model.batcher.pending) if model else 0,
+        fingerprint=model.fingerprint if model else None,
+        error=resident.error,
+    )
+
+
+def _cache_info(here: Parts) -> CacheInfo:
+    loaded = here.engine.registry.loaded
+    return CacheInfo(cached_models=loaded, num_cached=len(loaded), max_cached=0, cache_ttl=0)
+
+
+def _uptime(here: Parts) -> float:
+    return round(time.monotonic() - here.started, 3)
+
+
+HANDLERS: list[Any] = [live, ready, status, health, metrics]

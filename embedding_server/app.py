@@ -1,0 +1,137 @@
+"""Builds the application out of its parts; the only module that sees all of them."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from litestar import Litestar
+from litestar.config.cors import CORSConfig
+from litestar.datastructures import State
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from embedding_server.api import ROUTERS
+from embedding_server.api.body import ApiRequest, BodyReader, ByteBudget
+from embedding_server.api.docs import openapi_config
+from embedding_server.api.errors import render
+from embedding_server.api.middleware import RequestLog
+from embedding_server.api.parts import Parts
+from embedding_server.catalog import Catalog, open_catalog
+from embedding_server.core import ModelSpec
+from embedding_server.observability.metrics import Metrics
+from embedding_server.serving.admission import AdmissionQueue
+from embedding_server.serving.device import Device, usable_cores
+from embedding_server.serving.engine import Engine
+from embedding_server.serving.loader import Loader
+from embedding_server.serving.registry import Registry
+from embedding_server.settings import Settings
+
+Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
+
+_BATCHES_ADMITTED = 8
+_HEADERS_SHOWN = [
+    "X-Queue-Depth", "X-Queue-Capacity", "X-Estimated-Wait-Ms", "X-Request-Id",
+    "X-Model-Fingerprint", "X-Truncated-Inputs", "Retry-After", "retry-after-ms",
+]  # fmt: skip
+
+
+class App:
+    """The ASGI application, with the one thing a server tells it: that it is going to stop."""
+
+    def __init__(self, asgi: ASGIApp, queue: AdmissionQueue) -> None:
+        self._asgi = asgi
+        self._queue = queue
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        await self._asgi(scope, receive, send)
+
+    @property
+    def draining(self) -> bool:
+        """Whether `drain` was called."""
+        return self._queue.draining
+
+    def drain(self) -> None:
+        """Refuse new work from now on; what was accepted goes on."""
+        self._queue.draining = True
+
+
+def create_app(settings: Settings) -> App:
+    """The application for `settings`; models load once its lifespan starts.
+
+    Raises:
+        StartupError: a model is unknown or cannot be read.
+    """
+    metrics = Metrics(settings.service_name)
+    catalog = open_catalog(settings)
+    device = Device(settings.threads or usable_cores(), settings.max_batch_tokens)
+    tokenizing = ThreadPoolExecutor(1, "tokenize")
+    queue = AdmissionQueue(
+        max_requests=settings.max_concurrent_requests,
+        max_work=_BATCHES_ADMITTED * settings.max_batch_tokens,
+        max_depth=settings.max_queue_depth,
+        timeout=settings.queue_timeout_ms / 1000,
+        work_per_second=lambda: device.work_per_second,
+        metrics=metrics,
+    )
+    registry = Registry(
+        catalog.models.values(),
+        Loader(device, settings.cache_dir, tokenizing, metrics),
+        settings.queue_timeout_ms / 1000,
+        metrics,
+    )
+    engine = Engine(
+        catalog,
+        registry,
+        queue,
+        metrics,
+        max_text_chars=settings.max_text_chars,
+        request_timeout=settings.request_timeout_ms / 1000,
+    )
+    parts = Parts(
+        settings=settings,
+        metrics=metrics,
+        device=device,
+        engine=engine,
+        preloaded=_preloaded(settings, catalog),
+        started=time.monotonic(),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        device.start()
+        registry.preload(parts.preloaded)
+        yield
+        await registry.stop()
+        tokenizing.shutdown()
+        device.stop()
+
+    return App(RequestLog(_litestar(parts, lifespan), queue, metrics), queue)
+
+
+def _litestar(parts: Parts, lifespan: Lifespan) -> Litestar:
+    settings, queue = parts.settings, parts.engine.queue
+    budget = ByteBudget(settings.max_queued_bytes, queue)
+    return Litestar(
+        [handler for handlers in ROUTERS.values() for handler in handlers],
+        request_class=ApiRequest,
+        middleware=[lambda app: BodyReader(app, settings.max_body_bytes, budget, parts.metrics)],
+        exception_handlers={Exception: render},
+        lifespan=[lifespan],
+        openapi_config=openapi_config(),
+        cors_config=CORSConfig(
+            allow_origins=list(settings.cors_allowed_origins), expose_headers=_HEADERS_SHOWN
+        ),
+        state=State({"parts": parts}),
+        request_max_body_size=None,
+        logging_config=None,
+    )
+
+
+def _preloaded(settings: Settings, catalog: Catalog) -> tuple[ModelSpec, ...]:
+    """What to load at start: as `INFERENCE_PRELOAD` says, else all unless a list is `*`."""
+    if settings.preload is not None:
+        return tuple({name: catalog.spec(name) for name in settings.preload}.values())
+    if "*" in settings.allowed_embedding_models + settings.allowed_rerank_models:
+        return ()
+    return tuple(catalog.models.values())

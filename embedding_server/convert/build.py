@@ -1,0 +1,149 @@
+"""A directory with `model.safetensors` -> an ONNX graph on disk, cached by content."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import structlog
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from embedding_server.convert.blocks import Packing, Weights
+from embedding_server.convert.families import FAMILIES
+from embedding_server.convert.graph import Graph
+from embedding_server.core import Pooling
+
+VERSION = 1
+"""Part of the cache key: raise it whenever the same input would give another graph."""
+
+MODEL_FILE = "model.onnx"
+EXTERNAL_ABOVE_BYTES = 2_000_000_000
+_PROGRESS_SECONDS = 1.0
+
+log = structlog.get_logger()
+
+
+class ConvertError(Exception):
+    """The directory cannot be converted; the message names the file and what is wrong."""
+
+
+def convert(
+    directory: Path, pooling: Pooling, cache: Path, *, expected_sha256: str | None = None
+) -> Path:
+    """The ONNX graph of the model in `directory`, built on first use.
+
+    The graph takes `input_ids` (tokens,) and `lengths` (texts,), int64: the tokens of all texts
+    behind one another. It gives `sentence_embedding` (texts, hidden), pooled and not normalised,
+    and `token_embeddings` (tokens, hidden), both float32.
+
+    Args:
+        directory: holds `config.json` and `model.safetensors`.
+        pooling: part of the graph.
+        cache: the graph is kept in `<cache>/graphs/<content hash>/`.
+        expected_sha256: refuse any other weights.
+
+    Returns:
+        Path of the ONNX file; weights above 2 GB lie beside it.
+
+    Raises:
+        ConvertError: a file is missing, damaged or not the expected one, or its architecture is
+            not known.
+    """
+    weights_file = directory / "model.safetensors"
+    digest = _sha256(weights_file)
+    if expected_sha256 not in (None, digest):
+        raise ConvertError(
+            f"{weights_file.name} has sha256 {digest}, expected {expected_sha256}: install the"
+            " model again"
+        )
+    config_text = _read(directory / "config.json")
+    recipe = f"{VERSION} {digest} {pooling} {config_text}"
+    target = cache.expanduser() / "graphs" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
+    if not (target / MODEL_FILE).exists():
+        with _published(target) as scratch:
+            _build(weights_file, json.loads(config_text), pooling, scratch)
+    return target / MODEL_FILE
+
+
+def _build(weights_file: Path, config: dict[str, Any], pooling: Pooling, out: Path) -> None:
+    architecture = (config.get("architectures") or ["none"])[0]
+    if architecture not in FAMILIES:
+        raise ConvertError(
+            f"architecture {architecture} in config.json is not one of {', '.join(FAMILIES)}"
+        )
+    started, size = time.monotonic(), weights_file.stat().st_size
+    external = out / f"{MODEL_FILE}_data" if size > EXTERNAL_ABOVE_BYTES else None
+    graph = Graph(architecture, external)
+    hidden = config["hidden_size"]
+    with _open_weights(weights_file, f"{config['model_type']}.") as weights:
+        ids, lengths = graph.input("input_ids", "tokens"), graph.input("lengths", "texts")
+        packing = Packing(graph, lengths, hidden)
+        states = FAMILIES[architecture](graph, weights, config, packing, ids)
+    graph.output("sentence_embedding", packing.pool(states, pooling), "texts", hidden)
+    graph.output("token_embeddings", states, "tokens", hidden)
+    graph.save(out / MODEL_FILE)
+    log.info("graph.built", architecture=architecture, seconds=round(time.monotonic() - started, 2))
+
+
+@contextlib.contextmanager
+def _open_weights(path: Path, prefix: str) -> Iterator[Weights]:
+    """Look tensors up by name, with or without the prefix that a task head puts before them."""
+    total, done, shown = path.stat().st_size, 0, time.monotonic()
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = set(file.keys())
+
+            def weights(name: str) -> NDArray[Any]:
+                nonlocal done, shown
+                tensor: NDArray[Any] = file.get_tensor(name if name in names else prefix + name)
+                done += tensor.nbytes
+                if time.monotonic() - shown > _PROGRESS_SECONDS:
+                    shown = time.monotonic()
+                    log.info("graph.building", percent=round(100 * done / total))
+                return tensor
+
+            yield weights
+    except SafetensorError as exc:
+        raise ConvertError(f"{path.name}: {exc}") from exc
+
+
+@contextlib.contextmanager
+def _published(target: Path) -> Iterator[Path]:
+    """A scratch directory that becomes `target` in one step.
+
+    Of two processes that do this at once the first one wins and the other's work is dropped; an
+    interrupted one leaves only a scratch directory.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
+    try:
+        yield scratch
+        try:
+            scratch.rename(target)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as exc:
+        raise ConvertError(f"{path}: {exc.strerror}") from exc
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as exc:
+        raise ConvertError(f"{path}: {exc.strerror}") from exc

@@ -1,0 +1,127 @@
+"""A small writer for ONNX graphs: nodes in, value names out.
+
+Families (`convert/families/`) describe a network as calls on a `Graph`; each call appends one
+node and returns the name of its output.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 18
+_IR_VERSION = 9
+_CONTRIB = "com.microsoft"
+_ALIGNMENT = 4096
+
+
+class Graph:
+    """One ONNX graph under construction.
+
+    Args:
+        name: the graph's name, shown by viewers.
+        external: file for the weights, beside the model file; None keeps them inside it, which
+            protobuf allows up to 2 GiB.
+    """
+
+    def __init__(self, name: str, external: Path | None = None) -> None:
+        self.name = name
+        self._external = external
+        self._file = external.open("wb") if external else None
+        self._nodes: list[onnx.NodeProto] = []
+        self._count = 0
+        self._weights: dict[str, onnx.TensorProto] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+
+    def input(self, name: str, *shape: str) -> str:
+        """Declare an int64 input of the given symbolic shape."""
+        self._inputs.append(helper.make_tensor_value_info(name, TensorProto.INT64, shape))
+        return name
+
+    def output(self, name: str, value: str, *shape: str | int) -> None:
+        """Declare `value` as the float32 output `name`."""
+        self._nodes.append(helper.make_node("Identity", [value], [name], name=name))
+        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+
+    def weight(self, name: str, value: NDArray[Any]) -> str:
+        """Store an initializer; returns its name."""
+        assert name not in self._weights
+        self._weights[name] = self._store(name, np.ascontiguousarray(value))
+        return name
+
+    def constant(self, value: int | float | Sequence[int]) -> str:
+        """A float32 or int64 constant, stored once however often it is used."""
+        name = f"const:{value!r}"
+        if name not in self._weights:
+            dtype = np.float32 if isinstance(value, float) else np.int64
+            self._weights[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
+        return name
+
+    def node(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """Append one standard node with one output; an empty name skips an optional input."""
+        return self._append(op, inputs, "", attributes)
+
+    def contrib(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """Append one of ONNX Runtime's contrib operators."""
+        return self._append(op, inputs, _CONTRIB, attributes)
+
+    def choose(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
+        """The value of `then` where the boolean scalar `condition` holds, else of `otherwise`.
+
+        Both are called once to record their nodes; only one of them runs.
+        """
+        branches = {"then_branch": self._branch(then), "else_branch": self._branch(otherwise)}
+        return self._append("If", (condition,), "", branches)
+
+    def save(self, path: Path) -> None:
+        """Write the model file; raises `onnx.checker.ValidationError` on a malformed graph."""
+        if self._file:
+            self._file.close()
+        graph = helper.make_graph(
+            self._nodes, self.name, self._inputs, self._outputs, list(self._weights.values())
+        )
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(_CONTRIB, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
+        onnx.save_model(model, path)
+        onnx.checker.check_model(path)
+
+    def _append(self, op: str, inputs: Sequence[str], domain: str, attributes: Any) -> str:
+        self._count += 1
+        name = f"{op}_{self._count}"
+        self._nodes.append(
+            helper.make_node(op, inputs, [name], name=name, domain=domain, **attributes)
+        )
+        return name
+
+    def _branch(self, record: Callable[[], str]) -> onnx.GraphProto:
+        outer, self._nodes = self._nodes, []
+        result = record()
+        inner, self._nodes = self._nodes, outer
+        output = onnx.ValueInfoProto(name=result)
+        output.type.tensor_type.elem_type = TensorProto.FLOAT
+        return helper.make_graph(inner, result, [], [output])
+
+    def _store(self, name: str, value: NDArray[Any]) -> onnx.TensorProto:
+        if self._file is None or self._external is None:
+            return numpy_helper.from_array(value, name)
+        self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
+        place = {
+            "location": self._external.name,
+            "offset": self._file.tell(),
+            "length": value.nbytes,
+        }
+        self._file.write(value.data)
+        tensor = TensorProto(
+            name=name,
+            dims=value.shape,
+            data_type=helper.np_dtype_to_tensor_dtype(value.dtype),
+            data_location=TensorProto.EXTERNAL,
+        )
+        for key, entry in place.items():
+            tensor.external_data.add(key=key, value=str(entry))
+        return tensor

@@ -1,0 +1,86 @@
+"""The vocabulary every layer shares: what is served, and what passes between the layers."""
+
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+"""Token ids of one text, shape (tokens,), special tokens included, no padding."""
+
+Rows = NDArray[np.float32]
+"""One vector per text, shape (texts, dimensions)."""
+
+
+class Task(StrEnum):
+    """What a client may ask of a model."""
+
+    EMBED = "embed"
+    RERANK = "rerank"
+
+
+class Pooling(StrEnum):
+    """How token states become one vector; the names sentence-transformers uses."""
+
+    MEAN = "mean"
+    CLS = "cls"
+    LAST = "lasttoken"
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One model as the catalogue describes it; everything needed to load and to list it.
+
+    `id` is the canonical name, `aliases` further names for the same weights. `max_tokens` counts
+    special tokens. `prompts` maps an input type (`query`, `document`) to the text put before it.
+    """
+
+    id: str
+    directory: Path
+    pooling: Pooling
+    max_tokens: int
+    dimensions: int
+    description: str = ""
+    aliases: tuple[str, ...] = ()
+    prompts: dict[str, str] = {}
+    weights_sha256: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name a client may use."""
+        return (self.id, *self.aliases)
+
+
+class Encoding(msgspec.Struct, frozen=True):
+    """One text as token ids; `truncated` says that it did not fit."""
+
+    ids: Ids
+    truncated: bool
+
+
+class Embeddings(msgspec.Struct, frozen=True):
+    """The vectors of one request, in input order, with what they cost.
+
+    `tokens` counts real tokens without padding, `truncated` the texts that were cut;
+    `fingerprint` names what computed them.
+    """
+
+    rows: Rows
+    fingerprint: str
+    tokens: int
+    truncated: int
+
+
+class Ranking(msgspec.Struct, frozen=True):
+    """Documents of one request, best first, ties in request order.
+
+    `order` holds positions in the request, `scores` the raw model score of each of them;
+    `tokens`, `truncated` and `fingerprint` as in `Embeddings`.
+    """
+
+    order: list[int]
+    scores: list[float]
+    fingerprint: str
+    tokens: int
+    truncated: int

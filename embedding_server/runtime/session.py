@@ -1,0 +1,71 @@
+"""One graph, ready to run: the only place that knows ONNX Runtime.
+
+Sessions are called from the device's worker threads; they keep no state between calls, so several
+threads may share one.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnxruntime as ort
+
+from embedding_server.core import Ids, Rows
+
+VERSION: str = ort.__version__
+"""ONNX Runtime's version: part of what decides a vector's last bits."""
+
+_ERRORS_ONLY = 3
+
+
+class SessionError(Exception):
+    """The graph could not be opened, or failed on a batch; the message is for the log."""
+
+
+class Session(Protocol):
+    """What the batcher needs of a model."""
+
+    @property
+    def provider(self) -> str:
+        """The execution provider really in use, in ONNX Runtime's spelling."""
+
+    def run(self, texts: Sequence[Ids]) -> Rows:
+        """Raw vectors of shape (texts, dimensions), in order; raises `SessionError`."""
+
+
+class PackedSession:
+    """A graph of `convert`, which takes the tokens of all texts behind one another.
+
+    Args:
+        path: the ONNX file.
+        threads: intra-op threads of one run.
+
+    Raises:
+        SessionError: the file is missing, or no graph that this runtime can open.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Shapes change with every batch: a recorded memory pattern never fits the next one.
+        options.enable_mem_pattern = False
+        options.log_severity_level = _ERRORS_ONLY
+        try:
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as exc:  # ONNX Runtime's exceptions share no base class
+            raise SessionError(f"{path}: {exc}") from exc
+        self.provider: str = self._session.get_providers()[0]
+
+    def run(self, texts: Sequence[Ids]) -> Rows:
+        """See `Session`."""
+        feeds = {
+            "input_ids": np.concatenate(texts),
+            "lengths": np.array([len(ids) for ids in texts], np.int64),
+        }
+        try:
+            rows: Rows = self._session.run(["sentence_embedding"], feeds)[0]
+        except Exception as exc:  # ONNX Runtime's exceptions share no base class
+            raise SessionError(str(exc)) from exc
+        return rows

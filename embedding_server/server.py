@@ -1,0 +1,90 @@
+"""Runs the application under uvicorn: the socket, the signals, the drain."""
+
+import asyncio
+import math
+import signal
+import socket
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from embedding_server import __version__
+from embedding_server.app import App, create_app
+from embedding_server.errors import StartupError
+from embedding_server.observability.logging import configure
+from embedding_server.settings import Settings
+
+log = structlog.get_logger()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that, when told to stop, goes on answering for a grace period first.
+
+    Load balancers see readiness turn 503 and new work refused with `Connection: close`, not a
+    closed port. A second signal ends the process at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: App, grace: float) -> None:
+        super().__init__(config)
+        self._app = app
+        self._grace = grace
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to accept connections."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - its signature
+        """Called by uvicorn on SIGTERM and SIGINT."""
+        if self._loop is None or self._app.draining:
+            self.should_exit = self.force_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._drain, signal.Signals(sig).name)
+
+    def _drain(self, name: str) -> None:
+        log.info("server.draining", signal=name, grace_seconds=self._grace)
+        self._app.drain()
+        asyncio.get_running_loop().call_later(self._grace, self._stop)
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+
+def run(settings: Settings) -> None:
+    """Serve until a signal ends it.
+
+    Raises:
+        StartupError: the address is not free, or a model is unknown.
+    """
+    configure(settings)
+    app = create_app(settings)
+    listener = _listen(settings.hostname, settings.port)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        lifespan="on",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout_ms / 1000),
+    )
+    log.info(
+        "server.listening", address=f"{settings.hostname}:{settings.port}", version=__version__
+    )
+    server = _Server(config, app, settings.drain_grace_ms / 1000)
+    server.run(sockets=[listener])
+    log.info("server.stopped")
+
+
+def _listen(hostname: str, port: int) -> socket.socket:
+    """A listening socket; raises `StartupError`."""
+    try:
+        family, *_, address = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as exc:
+        raise StartupError(f"cannot listen on {hostname}:{port}: {exc.strerror}") from exc
+    return listener

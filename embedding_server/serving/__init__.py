@@ -1,0 +1,1 @@
+"""What is served: admission, batching, residency."""

@@ -1,0 +1,109 @@
+"""One resident model: its tokenizer, its session and its line of texts."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+
+import numpy as np
+
+from embedding_server.core import Embeddings, Encoding, ModelSpec
+from embedding_server.errors import BadRequest
+from embedding_server.observability.metrics import Metrics
+from embedding_server.runtime.tokenizer import Tokenizer
+from embedding_server.serving.batcher import Batcher
+
+_INLINE_CHARS = 2_000
+"""Up to here tokenising on the event loop (about 0.3 ms) costs less than a change of threads."""
+_SMOOTHING = 0.1
+
+
+class Model:
+    """A loaded model.
+
+    Args:
+        spec: what it is.
+        tokenizer: cuts texts to the spec's limit.
+        batcher: runs them.
+        executor: one thread for tokenising larger requests off the event loop.
+        fingerprint: names weights, tokenizer, pooling, precision, provider and runtime version.
+        resident_bytes: size of graph and weights.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tokenizer: Tokenizer,
+        batcher: Batcher,
+        executor: Executor,
+        metrics: Metrics,
+        *,
+        fingerprint: str,
+        resident_bytes: int,
+    ) -> None:
+        self.spec = spec
+        self.batcher = batcher
+        self.fingerprint = fingerprint
+        self.resident_bytes = resident_bytes
+        self._tokenizer = tokenizer
+        self._executor = executor
+        self._metrics = metrics
+        self._tokens_per_char = 0.25
+
+    def __repr__(self) -> str:
+        return f"Model({self.spec.id!r}, {self.batcher!r})"
+
+    @property
+    def provider(self) -> str:
+        """The execution provider in use."""
+        return self.batcher.session.provider
+
+    def estimate(self, texts: Sequence[str]) -> float:
+        """Work of these texts in tokens, guessed from their characters without tokenising."""
+        limit, ratio = self.spec.max_tokens, self._tokens_per_char
+        return sum(min(limit, 2 + len(text) * ratio) for text in texts)
+
+    @property
+    def nothing(self) -> Embeddings:
+        """The answer for no texts."""
+        rows = np.empty((0, self.spec.dimensions), np.float32)
+        return Embeddings(rows=rows, fingerprint=self.fingerprint, tokens=0, truncated=0)
+
+    async def embed(self, texts: Sequence[str], *, truncate: bool) -> Embeddings:
+        """Raw vectors, pooled and not normalised.
+
+        Raises:
+            BadRequest: a text is too long and `truncate` is off.
+            serving.batcher.RunError: the model failed.
+        """
+        encodings = await self._tokenize(texts)
+        cut = [index for index, encoding in enumerate(encodings) if encoding.truncated]
+        if cut and not truncate:
+            raise BadRequest(
+                f"text {cut[0]} has more than {self.spec.max_tokens} tokens: shorten it, or allow"
+                " truncation with truncate: true"
+            )
+        return Embeddings(
+            rows=await self.batcher.embed([encoding.ids for encoding in encodings]),
+            fingerprint=self.fingerprint,
+            tokens=sum(len(encoding.ids) for encoding in encodings),
+            truncated=len(cut),
+        )
+
+    async def _tokenize(self, texts: Sequence[str]) -> list[Encoding]:
+        started = time.perf_counter()
+        chars = sum(map(len, texts))
+        if chars <= _INLINE_CHARS:
+            encodings = self._tokenizer.encode(texts)
+        else:
+            loop = asyncio.get_running_loop()
+            encodings = await loop.run_in_executor(self._executor, self._tokenizer.encode, texts)
+        self._metrics.tokenize_seconds.labels(self.spec.id).observe(time.perf_counter() - started)
+        self._learn(chars, encodings)
+        return encodings
+
+    def _learn(self, chars: int, encodings: Sequence[Encoding]) -> None:
+        """Follow the texts' tokens per character; cut texts say nothing about it."""
+        if chars and not any(encoding.truncated for encoding in encodings):
+            ratio = sum(len(encoding.ids) - 2 for encoding in encodings) / chars
+            self._tokens_per_char += _SMOOTHING * (ratio - self._tokens_per_char)

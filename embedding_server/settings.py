@@ -1,0 +1,251 @@
+"""Every setting, declared once: its environment variable, flag, bounds and README row.
+
+`load` takes each from its flag, else the environment (`with_dotenv`), else the default. A wrong
+value is a `SettingsError`: one line that names the variable, the value and what is expected.
+"""
+
+import argparse
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from dotenv import dotenv_values
+
+from embedding_server.errors import SettingsError
+
+PREFIX = "INFERENCE_"
+DEMO_MODELS = ("sentence-transformers/all-MiniLM-L6-v2", "Qdrant/all-MiniLM-L6-v2-onnx")
+"""Two names of one model."""
+Names = tuple[str, ...]
+_SWITCH = dict.fromkeys(("true", "1", "yes", "on"), True)
+_SWITCH |= dict.fromkeys(("false", "0", "no", "off"), False)
+
+
+class Field(msgspec.Struct, frozen=True, kw_only=True):
+    """What an annotation says about a setting beyond its type; bounds are inclusive."""
+
+    text: str
+    env: str | None = None
+    ge: int = 0
+    le: int = 1 << 50
+    size: bool = False
+
+
+def _field(text: str, env: str | None = None, ge: int = 0, le: int = 1 << 50) -> Field:
+    return Field(text=text, env=env, ge=ge, le=le)
+
+
+def _size(text: str) -> Field:
+    return Field(text=text, ge=1, size=True)
+
+
+def _ms(text: str) -> Field:
+    return Field(text=text, le=3_600_000)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The server's configuration.
+
+    Field `max_batch_size` is `INFERENCE_MAX_BATCH_SIZE` in the environment and
+    `--max-batch-size` on the command line.
+    """
+
+    allowed_embedding_models: Annotated[Names, _field("comma list of model ids, or `*`")]
+    allowed_rerank_models: Annotated[
+        Names, _field("comma list of model ids, or `*`; an embedding model reranks by cosine")
+    ] = ()
+    demo: Annotated[bool, _field(f"serve the demo model `{DEMO_MODELS[0]}`")] = False
+    model_path: Annotated[Path | None, _field("directory of own models, a sub-directory each")] = (
+        None
+    )
+    preload: Annotated[
+        Names | None,
+        _field("models to load at start; unset = all allowed ones, or none if a list is `*`"),
+    ] = None
+    ready_policy: Annotated[
+        Literal["all", "any"], _field("ready when `all` preloaded models serve, or `any` of them")
+    ] = "all"
+    cache_dir: Annotated[Path, _field("where converted graphs are kept")] = Path(
+        "~/.cache/embedding-server"
+    )
+
+    hostname: Annotated[str, _field("address to listen on")] = "0.0.0.0"  # noqa: S104 - a server
+    port: Annotated[int, _field("port to listen on", ge=1, le=65535)] = 8090
+    cors_allowed_origins: Annotated[
+        Names, _field("comma list of origins, without credentials", "CORS_ALLOWED_ORIGINS")
+    ] = ("*",)
+    compress: Annotated[bool, _field("gzip the answers for clients that accept it")] = False
+
+    max_batch_size: Annotated[int, _field("texts per native embed request", ge=1, le=100_000)] = 128
+    max_text_chars: Annotated[int, _field("characters per text; 0 = only the model's limit")] = 0
+    max_body_bytes: Annotated[int, _size("request body, counted after decompression")] = 32 << 20
+
+    max_concurrent_requests: Annotated[
+        int | None, _field("requests admitted at once; unset = limited by work", ge=1, le=1 << 20)
+    ] = None
+    max_queue_depth: Annotated[
+        int, _field("requests waiting for admission; one more is refused", le=1 << 20)
+    ] = 1024
+    queue_timeout_ms: Annotated[int, _ms("longest wait for admission, then 503")] = 5000
+    max_queued_bytes: Annotated[
+        int, _size("request bytes that may be inside or waiting at once")
+    ] = 256 << 20
+    request_timeout_ms: Annotated[int, _ms("total time per request, then 503; 0 = no limit")] = (
+        120_000
+    )
+    drain_grace_ms: Annotated[
+        int, _ms("after SIGTERM: answering probes, refusing new work politely")
+    ] = 2000
+    drain_timeout_ms: Annotated[int, _ms("after that: finishing accepted work")] = 20_000
+
+    max_batch_tokens: Annotated[
+        int, _field("tokens per model run; a longer text runs alone", ge=16, le=1 << 24)
+    ] = 512
+    threads: Annotated[
+        int, _field("CPU run slots, one thread each; 0 = as many as cores we may use", le=1024)
+    ] = 0
+
+    service_name: Annotated[str, _field("name in `target_info` and logs", "SERVICE_NAME")] = (
+        "embedding-inference-api"
+    )
+    log_format: Annotated[Literal["json", "pretty"], _field("form of log lines", "LOG_FORMAT")] = (
+        "json"
+    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], _field("least severe level", "LOG_LEVEL")
+    ] = "info"
+
+
+class Declared(msgspec.Struct, frozen=True, kw_only=True):
+    """One setting as the outside sees it."""
+
+    name: str
+    type: Any
+    field: Field
+    default: Any
+
+    @property
+    def env(self) -> str:
+        """Its environment variable."""
+        return self.field.env or PREFIX + self.name.upper()
+
+    @property
+    def flag(self) -> str:
+        """Its flag of `serve`."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, for error texts and `--help`."""
+        if get_origin(self.type) is Literal:
+            return "one of " + ", ".join(get_args(self.type))
+        if self.type is bool:
+            return "true or false"
+        if self.type is not int:
+            return {Names: "a comma list", Path: "a path"}.get(self.type, "text")
+        bounds = f"from {self.field.ge} to {self.field.le}"
+        return (
+            f"bytes, or a size such as 64M, {bounds}" if self.field.size else f"a number {bounds}"
+        )
+
+    def parse(self, text: str) -> Any:
+        """The value that `text` stands for; raises `SettingsError`."""
+        value = self._read(text.strip())
+        if value is None or (type(value) is int and not self.field.ge <= value <= self.field.le):
+            raise SettingsError(f"{self.env}={text!r}: expected {self.expected}{self._hint(text)}")
+        return value
+
+    def _read(self, text: str) -> Any:
+        if get_origin(self.type) is Literal:
+            return text.lower() if text.lower() in get_args(self.type) else None
+        if self.type is bool:
+            return _SWITCH.get(text.lower())
+        if self.type is int:
+            return _bytes(text) if self.field.size else _whole(text)
+        if self.type == Names:
+            return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+        return self.type(text) if text else None
+
+    def _hint(self, text: str) -> str:
+        if self.name == "port" and text.startswith("tcp://"):
+            return (
+                " (a Kubernetes Service named `inference` sets this variable: rename the Service,"
+                " or set enableServiceLinks: false)"
+            )
+        return ""
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else None
+
+
+def _bytes(text: str) -> int | None:
+    match = re.fullmatch(r"(\d{1,18})\s*([KMGT]?)B?", text.upper())
+    return int(match[1]) << 10 * " KMGT".index(match[2] or " ") if match else None
+
+
+def declared() -> list[Declared]:
+    """All settings in the order of declaration."""
+    hints = get_type_hints(Settings, include_extras=True)
+    rows = []
+    for info in msgspec.structs.fields(Settings):
+        type_, field = get_args(hints[info.name])
+        if isinstance(type_, UnionType):
+            type_ = next(part for part in get_args(type_) if part is not type(None))
+        rows.append(Declared(name=info.name, type=type_, field=field, default=info.default))
+    return rows
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` one flag per setting; flags that are not used stay None."""
+    for row in declared():
+        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if row.type is bool else {}
+        parser.add_argument(
+            row.flag, dest=row.name, metavar=row.name.upper(), **switch,
+            help=f"{row.field.text} [{row.env}]",
+        )  # fmt: skip
+
+
+def with_dotenv(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` over what `.env` in the working directory says."""
+    return {key: text for key, text in dotenv_values(".env").items() if text} | dict(environ)
+
+
+def load(environ: Mapping[str, str], flags: Mapping[str, str | None]) -> Settings:
+    """Settings from flags (by field name), environment and defaults, in that order.
+
+    Raises:
+        SettingsError: a value is missing, malformed or out of bounds.
+    """
+    values: dict[str, Any] = {}
+    for row in declared():
+        text = flags.get(row.name) or environ.get(row.env)
+        if text is not None and text.strip():
+            values[row.name] = row.parse(text)
+    if values.get("demo"):
+        values.setdefault("allowed_embedding_models", DEMO_MODELS)
+        values.setdefault("allowed_rerank_models", DEMO_MODELS)
+    if not values.get("allowed_embedding_models"):
+        raise SettingsError(
+            "INFERENCE_ALLOWED_EMBEDDING_MODELS is not set: name the models to serve, for example"
+            f" INFERENCE_ALLOWED_EMBEDDING_MODELS={DEMO_MODELS[0]},"
+            " or try `embedding-server serve --demo`"
+        )
+    return Settings(**values)
+
+
+def unknown(environ: Mapping[str, str]) -> list[str]:
+    """A line for every `INFERENCE_*` variable that is no setting, with the nearest one."""
+    known = [row.env for row in declared()]
+    lines = []
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in known:
+            near: Sequence[str] = difflib.get_close_matches(name, known, n=1)
+            lines.append(
+                f"{name} is not a setting" + (f", did you mean {near[0]}?" if near else "")
+            )
+    return lines
