@@ -38,9 +38,9 @@ _HEADERS_SHOWN = [
 class App:
     """The ASGI application, with the one thing a server tells it: that it is going to stop."""
 
-    def __init__(self, asgi: ASGIApp, queue: AdmissionQueue) -> None:
+    def __init__(self, asgi: ASGIApp, parts: Parts) -> None:
+        self.parts = parts
         self._asgi = asgi
-        self._queue = queue
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -49,11 +49,11 @@ class App:
     @property
     def draining(self) -> bool:
         """Whether `drain` was called."""
-        return self._queue.draining
+        return self.parts.engine.queue.draining
 
     def drain(self) -> None:
         """Refuse new work from now on; what was accepted goes on."""
-        self._queue.draining = True
+        self.parts.engine.queue.draining = True
 
 
 def create_app(settings: Settings) -> App:
@@ -106,7 +106,7 @@ def create_app(settings: Settings) -> App:
         tokenizing.shutdown()
         device.stop()
 
-    return App(RequestLog(_litestar(parts, lifespan), queue, metrics), queue)
+    return App(RequestLog(_litestar(parts, lifespan), queue, metrics), parts)
 
 
 def _litestar(parts: Parts, lifespan: Lifespan) -> Litestar:

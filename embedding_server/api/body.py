@@ -6,17 +6,22 @@ is called; `ApiRequest` lets Litestar decode JSON straight into the handler's `d
 """
 
 import asyncio
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import msgspec
-import zstandard
 from litestar import Request
 from litestar.datastructures import Headers, State
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPReceiveMessage, Message, Receive, Scope, Send
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 from embedding_server.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
 from embedding_server.observability.metrics import Metrics
@@ -169,31 +174,30 @@ def _require_json(content_type: str) -> None:
         raise UnsupportedMediaType(f"send application/json, not {content_type[:100]}")
 
 
+_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+    "gzip": lambda: zlib.decompressobj(wbits=zlib.MAX_WBITS | 16),
+    "zstd": zstd.ZstdDecompressor,
+}
+
+
 def decompress(body: bytes, encoding: str, limit: int) -> bytes:
-    """`body` without its content encoding, `gzip` or `zstd`; never more than `limit` bytes.
+    """`body` without its content encoding; never more than `limit` bytes.
 
     Raises:
         UnsupportedMediaType: another encoding.
         PayloadTooLarge: it would be longer than `limit`.
         BadRequest: the data are damaged.
     """
+    if encoding not in _DECOMPRESSORS:
+        known = " or ".join(_DECOMPRESSORS)
+        raise UnsupportedMediaType(f"content-encoding must be {known}, not {encoding[:100]}")
+    stream = _DECOMPRESSORS[encoding]()
     try:
-        if encoding in ("gzip", "x-gzip"):
-            stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-            plain = stream.decompress(body, limit + 1)
-            complete = stream.eof
-        elif encoding == "zstd":
-            with zstandard.ZstdDecompressor().stream_reader(body) as reader:
-                plain = reader.read(limit + 1)
-            complete = True
-        else:
-            raise UnsupportedMediaType(
-                f"content-encoding must be gzip or zstd, not {encoding[:100]}"
-            )
-    except (zlib.error, zstandard.ZstdError) as exc:
+        plain: bytes = stream.decompress(body, limit + 1)
+    except (zlib.error, zstd.ZstdError) as exc:
         raise BadRequest(f"the {encoding} body is damaged: {exc}") from exc
     if len(plain) > limit:
         raise _too_large(limit)
-    if not complete:
+    if not stream.eof:
         raise BadRequest(f"the {encoding} body is damaged: it ends too early")
     return plain

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from litestar import Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import JSONBody
 from msgspec import UNSET, Meta, UnsetType
 
 from embedding_server.api.body import ApiRequest
@@ -136,7 +137,7 @@ class ModelRow(msgspec.Struct):
     opt={INFERENCE: True},
     responses={200: ResponseSpec(EmbedAnswer, generate_examples=False), **ERRORS},
 )
-async def embed(request: ApiRequest, data: EmbedRequest) -> Response[bytes]:
+async def embed(request: ApiRequest, data: JSONBody[EmbedRequest]) -> Response[bytes]:
     """Embed one text or several."""
     return await _embed(request, data, data.texts())
 
@@ -147,7 +148,7 @@ async def embed(request: ApiRequest, data: EmbedRequest) -> Response[bytes]:
     opt={INFERENCE: True},
     responses={200: ResponseSpec(EmbedAnswer, generate_examples=False), **ERRORS},
 )
-async def embed_batch(request: ApiRequest, data: EmbedBatchRequest) -> Response[bytes]:
+async def embed_batch(request: ApiRequest, data: JSONBody[EmbedBatchRequest]) -> Response[bytes]:
     """Embed several texts."""
     return await _embed(request, data, data.texts())
 
@@ -177,7 +178,7 @@ async def _embed(request: ApiRequest, data: _EmbedOptions, texts: list[str]) -> 
     opt={INFERENCE: True},
     responses={200: ResponseSpec(RerankAnswer, generate_examples=False), **ERRORS},
 )
-async def rerank(request: ApiRequest, data: RerankRequest) -> Response[bytes]:
+async def rerank(request: ApiRequest, data: JSONBody[RerankRequest]) -> Response[bytes]:
     """Order documents by relevance to a query."""
     documents = [Document(one) if isinstance(one, str) else one for one in data.documents]
     if len(documents) > _MAX_DOCUMENTS:

@@ -63,12 +63,12 @@ def convert(
             f"{weights_file.name} has sha256 {digest}, expected {expected_sha256}: install the"
             " model again"
         )
-    config_text = _read(directory / "config.json")
-    recipe = f"{VERSION} {digest} {pooling} {config_text}"
+    config = _read_config(directory / "config.json")
+    recipe = f"{VERSION} {digest} {pooling} {json.dumps(config, sort_keys=True)}"
     target = cache.expanduser() / "graphs" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
     if not (target / MODEL_FILE).exists():
         with _published(target) as scratch:
-            _build(weights_file, json.loads(config_text), pooling, scratch)
+            _build(weights_file, config, pooling, scratch)
     return target / MODEL_FILE
 
 
@@ -112,6 +112,8 @@ def _open_weights(path: Path, prefix: str) -> Iterator[Weights]:
             yield weights
     except SafetensorError as exc:
         raise ConvertError(f"{path.name}: {exc}") from exc
+    except KeyError as exc:
+        raise ConvertError(f"config.json has no {exc}") from exc
 
 
 @contextlib.contextmanager
@@ -142,8 +144,11 @@ def _sha256(path: Path) -> str:
         raise ConvertError(f"{path}: {exc.strerror}") from exc
 
 
-def _read(path: Path) -> str:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return path.read_text()
+        config = json.loads(path.read_bytes())
     except OSError as exc:
         raise ConvertError(f"{path}: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise ConvertError(f"{path}: {exc}") from exc
+    return dict(config)

@@ -38,101 +38,82 @@ class Metrics:
     """The process's instruments, in a registry of their own."""
 
     def __init__(self, service_name: str) -> None:
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        Info("target", "The service that is scraped", registry=registry).info(
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        Info("target", "The service that is scraped", registry=self.registry).info(
             {"service_name": service_name, "service_version": __version__}
         )
+        self._declare_requests()
+        self._declare_admission()
+        self._declare_runs()
+        self._declare_models()
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=registry)
-
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(name, text, labels, registry=registry)
-
-        def histogram(
-            name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS
-        ) -> Histogram:
-            return Histogram(name, text, labels, registry=registry, buckets=buckets)
-
-        self.embed_requests = counter(
-            "inference_embed_requests_total", "Embed requests", "model", "status"
-        )
-        self.embed_items = counter("inference_embed_items_total", "Texts embedded", "model")
-        self.embed_seconds = histogram(
-            "inference_embed_duration_seconds", "Embed request, whole", "model", "status"
-        )
+    def _declare_requests(self) -> None:
+        counter, histogram = self._counter, self._histogram
+        outcome = ("model", "status")
+        self.embed_requests = counter("embed_requests", "Embed requests", *outcome)
+        self.embed_items = counter("embed_items", "Texts embedded", "model")
+        self.embed_seconds = histogram("embed_duration_seconds", "Embed request, whole", *outcome)
         self.embed_item_seconds = histogram(
-            "inference_embed_per_item_duration_seconds",
-            "Embed request, divided by its texts",
-            "model",
-            "status",
+            "embed_per_item_duration_seconds", "Embed request, divided by its texts", *outcome
         )
-        self.rerank_requests = counter(
-            "inference_rerank_requests_total", "Rerank requests", "model", "status"
-        )
-        self.rerank_documents = counter(
-            "inference_rerank_documents_total", "Documents reranked", "model"
-        )
+        self.rerank_requests = counter("rerank_requests", "Rerank requests", *outcome)
+        self.rerank_documents = counter("rerank_documents", "Documents reranked", "model")
         self.rerank_seconds = histogram(
-            "inference_rerank_duration_seconds", "Rerank request, whole", "model", "status"
+            "rerank_duration_seconds", "Rerank request, whole", *outcome
         )
-        self.http_requests = counter(
-            "inference_http_requests_total", "HTTP requests", "endpoint", "method", "status"
-        )
+        route = ("endpoint", "method", "status")
+        self.http_requests = counter("http_requests", "HTTP requests", *route)
         self.http_seconds = histogram(
-            "inference_http_requests_duration_seconds",
-            "HTTP request, first byte in to last byte out",
-            "endpoint",
-            "method",
-            "status",
+            "http_requests_duration_seconds", "HTTP request, first byte in to last byte out", *route
         )
 
-        self.queue_wait = histogram(
-            "inference_queue_wait_seconds", "Wait for admission, refused requests included"
+    def _declare_admission(self) -> None:
+        counter, gauge = self._counter, self._gauge
+        self.queue_wait = self._histogram(
+            "queue_wait_seconds", "Wait for admission, refused requests included"
         )
-        self.queue_depth = gauge("inference_queue_depth", "Requests waiting for admission")
-        self.queue_inside = gauge("inference_admitted_requests", "Requests admitted and not done")
-        self.work_inside = gauge(
-            "inference_admitted_work_tokens", "Admitted work in token equivalents"
-        )
-        self.rejections = counter(
-            "inference_rejections_total", "Requests refused with 503", "reason"
-        )
+        self.queue_depth = gauge("queue_depth", "Requests waiting for admission")
+        self.admitted_requests = gauge("admitted_requests", "Requests admitted and not done")
+        self.admitted_work = gauge("admitted_work_tokens", "Admitted work in token equivalents")
+        self.rejections = counter("rejections", "Requests refused with 503", "reason")
         self.cancelled = counter(
-            "inference_cancelled_requests_total", "Requests whose client left before the answer"
+            "cancelled_requests", "Requests whose client left before the answer"
         )
-        self.expired = counter(
-            "inference_expired_requests_total", "Requests that passed their deadline"
-        )
+        self.expired = counter("expired_requests", "Requests that passed their own deadline")
 
+    def _declare_runs(self) -> None:
+        counter, histogram = self._counter, self._histogram
         self.tokenize_seconds = histogram(
-            "inference_tokenize_seconds", "Tokenising the texts of one request", "model"
+            "tokenize_seconds", "Tokenising the texts of one request", "model"
         )
-        self.run_seconds = histogram("inference_run_seconds", "One model run", "model")
-        self.batch_texts = histogram(
-            "inference_batch_texts", "Texts per model run", "model", buckets=TEXTS
-        )
+        self.run_seconds = histogram("run_seconds", "One model run", "model")
+        self.batch_texts = histogram("batch_texts", "Texts per model run", "model", buckets=TEXTS)
         self.batch_tokens = histogram(
-            "inference_batch_tokens", "Tokens per model run", "model", buckets=TOKENS
+            "batch_tokens", "Tokens per model run", "model", buckets=TOKENS
         )
-        self.tokens = counter("inference_tokens_total", "Real tokens run", "model")
+        self.tokens = counter("tokens", "Real tokens run", "model")
         self.padded_tokens = counter(
-            "inference_padded_tokens_total",
-            "Tokens run if every text were padded to the longest of its batch",
-            "model",
+            "padded_tokens", "Tokens run, each text counted as long as its batch's longest", "model"
         )
-        self.run_failures = counter(
-            "inference_run_failures_total", "Model runs that failed", "model"
-        )
+        self.run_failures = counter("run_failures", "Model runs that failed", "model")
 
-        self.model_ready = gauge("inference_model_ready", "1 while the model serves", "model")
-        self.model_load_seconds = gauge(
-            "inference_model_load_seconds", "How long the last load took", "model"
-        )
-        self.model_bytes = gauge(
-            "inference_model_resident_bytes", "Size of the model's graph and weights", "model"
-        )
+    def _declare_models(self) -> None:
+        gauge = self._gauge
+        self.model_ready = gauge("model_ready", "1 while the model serves", "model")
+        self.model_load_seconds = gauge("model_load_seconds", "Length of the last load", "model")
+        self.model_bytes = gauge("model_resident_bytes", "Graph and weights", "model")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"inference_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"inference_{name}", text, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS
+    ) -> Histogram:
+        return Histogram(f"inference_{name}", text, labels, registry=self.registry, buckets=buckets)
 
     def record_request(
         self, task: Task, model: str, status: str, items: int, seconds: float

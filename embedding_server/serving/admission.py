@@ -59,8 +59,8 @@ class AdmissionQueue:
         self._inside_work = 0.0
         self._typical_work = 1.0
         metrics.queue_depth.set_function(lambda: self.depth)
-        metrics.queue_inside.set_function(lambda: self._inside)
-        metrics.work_inside.set_function(lambda: self._inside_work)
+        metrics.admitted_requests.set_function(lambda: self._inside)
+        metrics.admitted_work.set_function(lambda: self._inside_work)
 
     def __repr__(self) -> str:
         return (

@@ -50,7 +50,7 @@ class Batcher:
         self.session = session
         self.pending = Pending()
         self._device = device
-        self._dimensions = dimensions
+        self.dimensions = dimensions
         self._metrics = metrics
 
     def __repr__(self) -> str:
@@ -64,7 +64,7 @@ class Batcher:
         Raises:
             RunError: a run with one of these texts failed.
         """
-        job = Job(len(texts), self._dimensions)
+        job = Job(len(texts), self.dimensions)
         entries = [
             Entry(
                 ids=ids, job=job, index=index, sequence=next(self._device.sequence), length=len(ids)

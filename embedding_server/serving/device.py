@@ -49,7 +49,11 @@ class Run:
         """Run the batch on the calling thread; an error is kept, not raised."""
         started = time.perf_counter()
         try:
-            self.rows = self.batcher.session.run([entry.ids for entry in self.entries])
+            rows = self.batcher.session.run([entry.ids for entry in self.entries])
+            expected = (len(self.entries), self.batcher.dimensions)
+            if rows.shape != expected:
+                raise ValueError(f"rows of shape {rows.shape}, expected {expected}")  # noqa: TRY301
+            self.rows = rows
         except Exception as exc:  # noqa: BLE001 - whatever a session raises stays in its batch
             self.error = exc
         self.seconds = time.perf_counter() - started

@@ -125,6 +125,7 @@ class Registry:
 
     def _ensure(self, resident: Resident) -> None:
         if resident.loading is None:
+            resident.state = State.LOADING
             resident.loading = asyncio.create_task(self._bring_up(resident))
 
     async def _bring_up(self, resident: Resident) -> None:

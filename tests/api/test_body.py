@@ -1,0 +1,123 @@
+"""The way in: encodings, limits and damaged bodies."""
+
+import gzip
+import json
+import sys
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+from tests.conftest import Client, Serve
+
+BODY = json.dumps({"model": "tiny", "input": ["the of and"] * 10}).encode()
+JSON = {"Content-Type": "application/json"}
+
+
+async def post(client: httpx.AsyncClient, body: bytes, **headers: str) -> httpx.Response:
+    """POST raw bytes to `/api/embed`."""
+    more = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await client.post("/api/embed", content=body, headers=JSON | more)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", gzip.compress(BODY)),
+        ("zstd", zstd.compress(BODY)),
+        ("zstd", zstd.compress(BODY, options={zstd.CompressionParameter.content_size_flag: 0})),
+        ("identity", BODY),
+    ],
+)
+async def test_encodings(client: Client, encoding: str, body: bytes) -> None:
+    """Gzip and zstd bodies give the answer of the plain one."""
+    plain = await post(client, BODY)
+    assert plain.status_code == 200
+    assert (await post(client, body, content_encoding=encoding)).content == plain.content
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", b"no gzip"),
+        ("gzip", gzip.compress(BODY)[:-20]),
+        ("zstd", b"no zstd"),
+        ("zstd", zstd.compress(BODY)[:-5]),
+    ],
+)
+async def test_damaged_encodings(client: Client, encoding: str, body: bytes) -> None:
+    """A damaged body is a 400 that names its encoding."""
+    answer = await post(client, body, content_encoding=encoding)
+    assert answer.status_code == 400
+    assert f"the {encoding} body is damaged" in answer.json()["error"]
+
+
+async def test_unknown_encoding_and_type(client: Client) -> None:
+    """Other encodings and media types are a 415 that says what works."""
+    answer = await post(client, BODY, content_encoding="br")
+    assert answer.status_code == 415
+    assert "must be gzip or zstd" in answer.json()["error"]
+    answer = await client.post("/api/embed", content=BODY, headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 415
+    assert answer.json()["code"] == "UNSUPPORTED_MEDIA_TYPE"
+    answer = await post(client, BODY, content_type="application/json; charset=utf-8")
+    assert answer.status_code == 200
+
+
+async def test_size_limit(serve: Serve) -> None:
+    """The limit holds for declared, streamed and decompressed sizes."""
+
+    async def stream() -> AsyncIterator[bytes]:
+        for at in range(0, len(BODY), 50):
+            yield BODY[at : at + 50]
+
+    bomb = gzip.compress(b'{"model":"tiny","input":"' + b"a" * 1_000_000 + b'"}')
+    async with serve(max_body_bytes=len(BODY)) as client:
+        assert (await post(client, BODY)).status_code == 200
+        assert (await client.post("/api/embed", content=stream(), headers=JSON)).status_code == 200
+        for answer in (
+            await post(client, BODY + b" "),
+            await post(client, bomb, content_encoding="gzip"),
+            await post(client, zstd.compress(BODY + b" "), content_encoding="zstd"),
+        ):
+            assert answer.status_code == 413
+            assert answer.json()["code"] == "PAYLOAD_TOO_LARGE"
+    async with serve(max_body_bytes=len(BODY) - 1) as client:
+        assert (await client.post("/api/embed", content=stream(), headers=JSON)).status_code == 413
+
+
+async def test_byte_budget(serve: Serve) -> None:
+    """More request bytes than may be inside are refused, and the budget is given back."""
+    async with serve(max_queued_bytes=len(BODY)) as client:
+        assert (await post(client, BODY)).status_code == 200
+        refused = await post(client, BODY + b"  ")
+        assert refused.status_code == 503
+        assert refused.json()["code"] == "SERVICE_UNAVAILABLE"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert (await post(client, BODY)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "needs a JSON object"),
+        (b"{", "truncated"),
+        (b"null", "Expected `object`"),
+        (b'{"model":"\xff"}', "utf-8"),
+        (b"[" * 100_000, "Expected `object`"),
+        (b'{"model":"tiny","x":' + b"[" * 100_000, "nested too deeply"),
+        (b'{"model":"tiny","text":"a","dimensions":1e999}', "dimensions"),
+        (b'{"model":"tiny","text":NaN}', "invalid character"),
+    ],
+)
+async def test_damaged_json(client: Client, body: bytes, said: str) -> None:
+    """Whatever is no JSON of the right shape is a 400 that says so."""
+    answer = await post(client, body)
+    assert answer.status_code == 400
+    assert answer.json()["code"] == "BAD_REQUEST"
+    assert said in answer.json()["error"]

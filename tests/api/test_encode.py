@@ -1,0 +1,41 @@
+"""The way out: bytes of vectors."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from embedding_server.api import encode
+from embedding_server.api.encode import base64_rows, json_object, json_rows
+
+ROWS = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+
+
+@pytest.mark.parametrize("at_once", [1, 12, 1_000_000])
+async def test_json_rows(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """Written in parts or at once, every float32 survives the round trip."""
+    monkeypatch.setattr(encode, "_FLOATS_AT_ONCE", at_once)
+    assert np.array_equal(np.array(json.loads(await json_rows(ROWS)), np.float32), ROWS)
+
+
+async def test_empty_rows() -> None:
+    """No rows are an empty array."""
+    assert await json_rows(ROWS[:0]) == b"[]"
+    assert base64_rows(ROWS[:0]) == b"[]"
+
+
+async def test_floats_are_shortest() -> None:
+    """A float32 is written with the fewest digits that give it back."""
+    assert await json_rows(np.array([[0.1]], np.float32)) == b"[[0.1]]"
+
+
+def test_base64_rows() -> None:
+    """base64 rows decode to the same float32."""
+    decoded = [np.frombuffer(base64.b64decode(row), "<f4") for row in json.loads(base64_rows(ROWS))]
+    assert np.array_equal(np.stack(decoded), ROWS)
+
+
+def test_json_object() -> None:
+    """Values that are bytes stand as they are, others are encoded."""
+    assert json.loads(json_object(a=b"[1]", b='x"y', c=3)) == {"a": [1], "b": 'x"y', "c": 3}

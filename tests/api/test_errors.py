@@ -1,0 +1,162 @@
+"""Failures that are not the request's fault, and the framework's own, in the contract's shape."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from embedding_server.api.parts import Parts
+from embedding_server.serving.model import Model
+from tests.conftest import Client, Serve, parts_of
+from tests.fakes import FakeSession
+from tests.tiny import HIDDEN
+
+BODY = {"model": "tiny", "text": "a"}
+
+
+def model_of(client: Client, name: str = "tiny") -> Model:
+    """A resident model of an application."""
+    model = parts_of(client).engine.registry.residents[name].model
+    assert model is not None
+    return model
+
+
+class Broken:
+    """A session that fails on every run."""
+
+    provider = "BrokenExecutionProvider"
+
+    def run(self, texts: Any) -> Any:
+        """See `Session`."""
+        raise ValueError("/secret/path: CUDA error 700")
+
+
+class Stuck(FakeSession):
+    """A session whose runs wait for `release()`."""
+
+    def __init__(self) -> None:
+        super().__init__(width=HIDDEN)
+        self.block()
+
+
+@pytest.fixture
+def broken(client: Client) -> Client:
+    """An application whose model fails."""
+    model_of(client).batcher.session = Broken()
+    return client
+
+
+async def test_unknown_paths_and_methods(client: Client) -> None:
+    """404 and 405 come in the contract's shape, with a request id."""
+    answer = await client.get("/nope")
+    assert answer.status_code == 404
+    assert answer.json()["error"].startswith("Not found: ")
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    answer = await client.get("/api/embed")
+    assert answer.status_code == 405
+    assert answer.json()["code"] == "METHOD_NOT_ALLOWED"
+
+
+async def test_model_failure(broken: Client) -> None:
+    """A failing model is a 500 of its task that leaks nothing."""
+    answer = await broken.post("/api/embed", json=BODY)
+    assert answer.status_code == 500
+    assert answer.json()["code"] == "EMBEDDING_ERROR"
+    assert answer.json()["error"].startswith("Embedding generation failed: ")
+    assert "secret" not in answer.text
+    answer = await broken.post(
+        "/api/rerank", json={"model": "tiny", "query": "a", "documents": ["b"]}
+    )
+    assert answer.json()["code"] == "RERANK_ERROR"
+    assert answer.json()["error"].startswith("Reranking failed: ")
+    assert (
+        await broken.post("/api/embed", json={"model": "other", "text": "a"})
+    ).status_code == 200
+
+
+async def test_defect_of_ours(client: Client) -> None:
+    """An exception nobody expected is a 500 that names the request id and nothing else."""
+    model_of(client).estimate = None  # type: ignore[method-assign,assignment]
+    answer = await client.post("/api/embed", json=BODY)
+    assert answer.status_code == 500
+    assert answer.json()["code"] == "INTERNAL_ERROR"
+    assert "NoneType" not in answer.text
+
+
+async def test_client_deadline(client: Client) -> None:
+    """The client's own deadline is a 504, and its texts leave the line."""
+    session = Stuck()
+    model_of(client).batcher.session = session
+    answer = await client.post("/api/embed", json=BODY | {"timeout_ms": 20})
+    assert answer.status_code == 504
+    assert answer.json()["code"] == "DEADLINE_EXCEEDED"
+    assert "0.02 s" in answer.json()["error"]
+    session.release()
+    assert "inside=0" in repr(parts_of(client).engine.queue)
+
+
+async def test_server_deadline(serve: Serve) -> None:
+    """The server's own limit is a 503 with a time to come back."""
+    async with serve(request_timeout_ms=20) as client:
+        session = Stuck()
+        model_of(client).batcher.session = session
+        answer = await client.post("/api/embed", json=BODY)
+        assert answer.status_code == 503
+        assert answer.json()["code"] == "SERVICE_UNAVAILABLE"
+        session.release()
+
+
+async def test_overload(serve: Serve) -> None:
+    """A full line is a 503 with `Retry-After`, and the headers show the line."""
+    async with serve(max_concurrent_requests=1, max_queue_depth=1) as client:
+        session = Stuck()
+        model_of(client).batcher.session = session
+        inside = asyncio.create_task(client.post("/api/embed", json=BODY))
+        await asyncio.to_thread(session.running.acquire, timeout=10)
+        waiting = asyncio.create_task(client.post("/api/embed", json=BODY))
+        while not parts_of(client).engine.queue.depth:
+            await asyncio.sleep(0.001)
+        refused = await client.post("/api/embed", json=BODY)
+        assert refused.status_code == 503
+        assert refused.json()["code"] == "SERVICE_UNAVAILABLE"
+        assert refused.json()["error"].startswith("Service unavailable: ")
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert 1000 <= int(refused.headers["retry-after-ms"]) <= 60_000
+        assert refused.headers["x-queue-depth"] == "1"
+        session.release()
+        await asyncio.gather(inside, waiting)
+        metrics = (await client.get("/metrics")).text
+        assert 'inference_rejections_total{reason="queue_full"} 1.0' in metrics
+
+
+async def test_loading_model(serve: Serve) -> None:
+    """A model whose file is damaged is a 503 MODEL_LOAD_ERROR, and readiness says why."""
+    async with serve(preload=("tiny",)) as client:
+        here: Parts = parts_of(client)
+        spec = here.engine.catalog.models["other"]
+        weights = spec.directory / "model.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[:100])
+        try:
+            answer = await client.post("/api/embed", json={"model": "other", "text": "a"})
+        finally:
+            weights.write_bytes(whole)
+        assert answer.status_code == 503
+        assert answer.json()["code"] == "MODEL_LOAD_ERROR"
+        assert answer.json()["error"].startswith("Failed to load model: ")
+        assert int(answer.headers["retry-after"]) >= 1
+        status = (await client.get("/health/status")).json()
+        assert status["models"]["other"]["state"] == "failed"
+        assert "model.safetensors" in status["models"]["other"]["error"]
+
+
+async def test_draining(client: Client) -> None:
+    """A draining server answers probes, refuses work politely and asks to close connections."""
+    client.app.drain()
+    answer = await client.post("/api/embed", json=BODY)
+    assert answer.status_code == 503
+    assert answer.headers["connection"] == "close"
+    ready = await client.get("/health/ready")
+    assert ready.status_code == 503
+    assert ready.json()["reasons"] == ["the server is shutting down"]
+    assert (await client.get("/health/live")).status_code == 200

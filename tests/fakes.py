@@ -1,0 +1,53 @@
+"""Stand-ins that implement our Protocols and do as they are told."""
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from embedding_server.core import Ids, Rows
+
+WIDTH = 4
+
+
+class FakeSession:
+    """A session whose rows are the text's length, first and last id, and 1.
+
+    `block()` makes runs wait until `release()`; texts that hold id `poison` fail their run.
+    """
+
+    provider = "FakeExecutionProvider"
+
+    def __init__(self, poison: int = -1, width: int = WIDTH) -> None:
+        self.poison = poison
+        self.width = width
+        self.batches: list[list[int]] = []
+        """Lengths of the texts of every run so far."""
+        self.running = threading.Semaphore(0)
+        """One release per run that has started."""
+        self._gate = threading.Event()
+        self._gate.set()
+
+    def block(self) -> None:
+        """Make runs wait from now on."""
+        self._gate.clear()
+
+    def release(self) -> None:
+        """Let the waiting runs go on."""
+        self._gate.set()
+
+    def run(self, texts: Sequence[Ids]) -> Rows:
+        """See `Session`."""
+        self.batches.append([len(ids) for ids in texts])
+        self.running.release()
+        assert self._gate.wait(10)
+        if any(self.poison in ids for ids in texts):
+            raise ValueError("poisoned")
+        rows = np.zeros((len(texts), self.width), np.float32)
+        rows[:, :WIDTH] = [(len(ids), ids[0], ids[-1], 1) for ids in texts]
+        return rows
+
+
+def ids(length: int, first: int = 0) -> Ids:
+    """`length` ids counting up from `first`."""
+    return np.arange(first, first + length, dtype=np.int64)

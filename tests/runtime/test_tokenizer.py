@@ -1,0 +1,82 @@
+"""Tokenising: limits, special tokens, and texts that are far too long."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from tokenizers import Tokenizer as Backend
+
+from embedding_server.catalog.demo import demo_model
+from embedding_server.runtime.tokenizer import Tokenizer, TokenizerError
+from tests.tiny import MAX_TOKENS
+
+CLS, SEP = 2, 3
+
+
+@pytest.fixture
+def tokenizer(models: Path) -> Tokenizer:
+    """The tiny model's tokenizer, whose file asks for truncation and padding to 8."""
+    return Tokenizer(models / "tiny" / "tokenizer.json", MAX_TOKENS)
+
+
+def test_file_settings_are_cleared(tokenizer: Tokenizer) -> None:
+    """Truncation and padding that the file asks for do not happen."""
+    short, long = tokenizer.encode(["the", "the of " * 10])
+    assert short.ids.tolist() == [CLS, 4, SEP]
+    assert len(long.ids) == 22
+    assert not long.truncated
+
+
+@pytest.mark.parametrize(
+    ("words", "truncated"), [(29, False), (30, False), (31, True), (500, True)]
+)
+def test_cut_keeps_special_tokens(tokenizer: Tokenizer, words: int, truncated: bool) -> None:  # noqa: FBT001
+    """A text over the limit keeps its first tokens and both special ones."""
+    (encoding,) = tokenizer.encode([" ".join(["the"] * words)])
+    assert len(encoding.ids) == min(words + 2, MAX_TOKENS)
+    assert (encoding.ids[0], encoding.ids[-1]) == (CLS, SEP)
+    assert encoding.truncated is truncated
+
+
+def test_sparse_text_is_read_on(tokenizer: Tokenizer) -> None:
+    """Where the first characters give too few tokens, more are read."""
+    (encoding,) = tokenizer.encode([" " * 10_000 + "the of and"])
+    assert encoding.ids.tolist() == [CLS, 4, 6, 7, SEP]
+
+
+def test_same_ids_as_the_whole_text() -> None:
+    """Cutting by characters first does not change the ids that are kept."""
+    spec = demo_model()
+    path = spec.directory / "tokenizer.json"
+    backend = Backend.from_file(str(path))
+    backend.no_padding()
+    backend.enable_truncation(spec.max_tokens)
+    texts = ["incomprehensibilities " * 500, "漢字" * 2000, "a, " * 4000, "x" * 300 + " y" * 5000]
+    for text, encoding in zip(texts, Tokenizer(path, spec.max_tokens).encode(texts), strict=True):
+        assert encoding.ids.tolist() == backend.encode(text).ids
+        assert encoding.truncated
+
+
+def test_huge_text_is_not_read(tokenizer: Tokenizer) -> None:
+    """Of a text of 10 MB the backend sees no more than a few characters per token."""
+    seen = 0
+
+    class Recorder:
+        def encode_batch_fast(self, texts: list[str], **options: bool) -> Any:
+            nonlocal seen
+            seen += sum(map(len, texts))
+            return backend.encode_batch_fast(texts, **options)
+
+    backend = tokenizer._backend
+    tokenizer._backend = cast(Any, Recorder())
+    (encoding,) = tokenizer.encode(["the of and to " * 700_000])
+    assert encoding.truncated
+    assert 0 < seen < 100 * MAX_TOKENS
+
+
+def test_damaged_file(tmp_path: Path) -> None:
+    """A damaged file is an error that names it."""
+    path = tmp_path / "tokenizer.json"
+    path.write_text("{}")
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
+        Tokenizer(path, 8)

@@ -1,0 +1,160 @@
+"""The gate: limits, order, refusals, cancellation."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from embedding_server.errors import ServiceUnavailable
+from embedding_server.observability.metrics import Metrics
+from embedding_server.serving.admission import AdmissionQueue
+
+EMPTY = "AdmissionQueue(inside=0, inside_work=0, waiting=0, waiting_work=0)"
+
+
+def gate(speed: float = 0.0, **changes: Any) -> AdmissionQueue:
+    """A queue of one request inside and two in line that drains `speed` work per second."""
+    options: dict[str, Any] = {"max_requests": 1, "max_work": 100, "max_depth": 2, "timeout": 5.0}
+    options |= changes
+    work_per_second: Callable[[], float] = lambda: speed  # noqa: E731 - a constant source
+    return AdmissionQueue(**options, work_per_second=work_per_second, metrics=Metrics("test"))
+
+
+class Holder:
+    """A request that holds a permit until told to finish."""
+
+    def __init__(self, queue: AdmissionQueue, work: float = 10.0) -> None:
+        self.inside = False
+        self._finish = asyncio.Event()
+        self.task = asyncio.create_task(self._run(queue, work))
+
+    async def _run(self, queue: AdmissionQueue, work: float) -> None:
+        async with queue.permit(work):
+            self.inside = True
+            await self._finish.wait()
+
+    async def finish(self) -> None:
+        """Give the permit back."""
+        self._finish.set()
+        await self.task
+
+
+async def settle() -> None:
+    """Let every task that can run do so."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_first_come_first_served() -> None:
+    """Places go to those in line in the order they came."""
+    queue = gate()
+    holders = [Holder(queue) for _ in range(3)]
+    await settle()
+    assert [one.inside for one in holders] == [True, False, False]
+    assert queue.depth == 2
+    await holders[0].finish()
+    await settle()
+    assert [one.inside for one in holders[1:]] == [True, False]
+    await holders[1].finish()
+    await holders[2].finish()
+    assert repr(queue) == EMPTY
+
+
+async def test_full_line_refuses_at_once() -> None:
+    """One more than the line holds is a 503 with a time to come back."""
+    queue = gate(speed=1.0)
+    holders = [Holder(queue, 20.0), Holder(queue, 2.0), Holder(queue, 2.0)]
+    await settle()
+    with pytest.raises(ServiceUnavailable) as refusal:
+        async with queue.permit(1):
+            pass
+    assert refusal.value.reason == "queue_full"
+    assert 24.0 <= (refusal.value.retry_after or 0) <= 30.0
+    for holder in holders:
+        await holder.finish()
+    assert repr(queue) == EMPTY
+
+
+async def test_wait_ends_with_503() -> None:
+    """Who waits longer than the timeout is refused, and the line forgets them."""
+    queue = gate(timeout=0.01)
+    holder = Holder(queue)
+    await settle()
+    with pytest.raises(ServiceUnavailable, match="no place became free") as refusal:
+        async with queue.permit(1):
+            pass
+    assert refusal.value.reason == "queue_timeout"
+    await holder.finish()
+    assert repr(queue) == EMPTY
+
+
+async def test_hopeless_wait_is_refused_at_once() -> None:
+    """A request whose predicted wait exceeds the timeout does not wait for it."""
+    queue = gate(speed=1.0)
+    holders = [Holder(queue), Holder(queue, 100.0)]
+    await settle()
+    with pytest.raises(ServiceUnavailable) as refusal:
+        async with queue.permit(1):
+            pass
+    assert refusal.value.reason == "wait_too_long"
+    for holder in holders:
+        await holder.finish()
+
+
+async def test_limit_by_work() -> None:
+    """Without a limit of requests, work decides, and one request of any size fits."""
+    queue = gate(max_requests=None)
+    holders = [Holder(queue, work) for work in (60.0, 60.0, 60.0)]
+    await settle()
+    assert [one.inside for one in holders] == [True, True, False]
+    assert queue.permits == 0
+    for holder in holders:
+        await holder.finish()
+    huge = Holder(queue, 1e9)
+    await settle()
+    assert huge.inside
+    await huge.finish()
+    assert repr(queue) == EMPTY
+
+
+async def test_cancelled_while_waiting() -> None:
+    """A client that leaves the line frees its place, whatever it was doing."""
+    queue = gate()
+    first, gone, last = Holder(queue), Holder(queue), Holder(queue)
+    await settle()
+    gone.task.cancel()
+    await settle()
+    assert queue.depth == 1
+    await first.finish()
+    await settle()
+    assert last.inside
+    await last.finish()
+    assert repr(queue) == EMPTY
+
+
+async def test_cancelled_at_the_moment_of_admission() -> None:
+    """A place granted to somebody who leaves at that very moment goes to the next."""
+    queue = gate()
+    first, gone, last = Holder(queue), Holder(queue), Holder(queue)
+    await settle()
+    first._finish.set()
+    await asyncio.sleep(0)  # the place is granted, its waiter has not run yet
+    gone.task.cancel()
+    await settle()
+    assert last.inside
+    await last.finish()
+    assert repr(queue) == EMPTY
+
+
+async def test_draining_refuses() -> None:
+    """A draining server takes nobody in, and lets those inside finish."""
+    queue = gate()
+    holder = Holder(queue)
+    await settle()
+    queue.draining = True
+    with pytest.raises(ServiceUnavailable, match="shutting down"):
+        async with queue.permit(1):
+            pass
+    await holder.finish()
+    assert repr(queue) == EMPTY

@@ -1,0 +1,151 @@
+"""A client that hangs up frees its place at every stage and costs no compute."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tests.conftest import Client, Serve, parts_of
+from tests.fakes import FakeSession
+from tests.tiny import HIDDEN
+
+BODY = json.dumps({"model": "tiny", "input": ["the of and"] * 3}).encode()
+EMPTY_QUEUE = "AdmissionQueue(inside=0, inside_work=0, waiting=0, waiting_work=0)"
+EMPTY_LINE = "Batcher('tiny', Pending(texts=0, tokens=0))"
+
+
+class Caller:
+    """One raw ASGI request whose connection the test controls."""
+
+    def __init__(self, client: Client, *, whole: bool = True) -> None:
+        self.sent: list[Any] = []
+        self._inbox: asyncio.Queue[Any] = asyncio.Queue()
+        body = BODY if whole else BODY[:10]
+        self._inbox.put_nowait({"type": "http.request", "body": body, "more_body": not whole})
+        headers = [(b"content-type", b"application/json"), (b"host", b"test")]
+        headers += [(b"content-length", str(len(BODY)).encode())]
+        scope: Any = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
+            "scheme": "http", "path": "/api/embed", "raw_path": b"/api/embed", "query_string": b"",
+            "root_path": "", "headers": headers, "client": ("127.0.0.1", 1), "server": ("test", 80),
+        }  # fmt: skip
+        self.task = asyncio.create_task(client.app(scope, self._inbox.get, self._send))
+
+    def hang_up(self) -> None:
+        """Close the connection."""
+        self._inbox.put_nowait({"type": "http.disconnect"})
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+
+
+@pytest.fixture
+def session() -> FakeSession:
+    """A session that waits until it is released."""
+    session = FakeSession(width=HIDDEN)
+    session.block()
+    return session
+
+
+def use(client: Client, session: FakeSession) -> None:
+    """Let the application's model run on `session`."""
+    model = parts_of(client).engine.registry.residents["tiny"].model
+    assert model is not None
+    model.batcher.session = session
+
+
+def assert_whole(client: Client) -> None:
+    """Nothing of the requests is left anywhere."""
+    engine = parts_of(client).engine
+    resident = engine.registry.residents["tiny"]
+    assert repr(engine.queue) == EMPTY_QUEUE
+    assert resident.model is not None
+    assert repr(resident.model.batcher) == EMPTY_LINE
+    assert resident.users == 0
+
+
+async def metric(client: Client, name: str) -> str:
+    """The value of a metric without labels."""
+    text = (await client.get("/metrics")).text
+    (value,) = (line.split()[1] for line in text.splitlines() if line.startswith(f"{name} "))
+    return value
+
+
+async def test_while_sending_the_body(client: Client) -> None:
+    """A client that leaves in the middle of its body gets no answer and leaves no trace."""
+    caller = Caller(client, whole=False)
+    await asyncio.sleep(0.01)
+    caller.hang_up()
+    await caller.task
+    assert caller.sent == []
+    assert_whole(client)
+    assert await metric(client, "inference_cancelled_requests_total") == "1.0"
+
+
+async def test_while_waiting_for_admission(serve: Serve, session: FakeSession) -> None:
+    """A client that leaves the line is never run, and those behind it move up."""
+    async with serve(max_concurrent_requests=1) as client:
+        use(client, session)
+        inside = Caller(client)
+        await asyncio.to_thread(session.running.acquire, timeout=10)
+        waiting, behind = Caller(client), Caller(client)
+        while parts_of(client).engine.queue.depth < 2:
+            await asyncio.sleep(0.001)
+        waiting.hang_up()
+        await waiting.task
+        session.release()
+        await asyncio.gather(inside.task, behind.task)
+        assert [caller.sent[0]["status"] for caller in (inside, behind)] == [200, 200]
+        assert waiting.sent == []
+        assert sum(map(len, session.batches)) == 6
+        assert_whole(client)
+
+
+async def test_while_queued_for_a_batch(serve: Serve, session: FakeSession) -> None:
+    """Texts whose client left are dropped from the batcher's line before they cost compute."""
+    async with serve(threads=1) as client:
+        use(client, session)
+        running = Caller(client)
+        await asyncio.to_thread(session.running.acquire, timeout=10)
+        queued = Caller(client)
+        model = parts_of(client).engine.registry.residents["tiny"].model
+        assert model is not None
+        while not model.batcher.pending:
+            await asyncio.sleep(0.001)
+        queued.hang_up()
+        await queued.task
+        assert repr(model.batcher) == EMPTY_LINE
+        session.release()
+        await running.task
+        assert running.sent[0]["status"] == 200
+        assert sum(map(len, session.batches)) == 3
+        assert_whole(client)
+
+
+async def test_while_running(serve: Serve, session: FakeSession) -> None:
+    """A client that leaves during its run frees its permit at once, the slot after the run."""
+    async with serve(threads=1) as client:
+        use(client, session)
+        caller = Caller(client)
+        await asyncio.to_thread(session.running.acquire, timeout=10)
+        caller.hang_up()
+        await caller.task
+        assert caller.sent == []
+        assert_whole(client)
+        session.release()
+        after = Caller(client)
+        await after.task
+        assert after.sent[0]["status"] == 200
+        assert_whole(client)
+
+
+async def test_after_the_answer(client: Client) -> None:
+    """A disconnect that follows the answer is no cancellation."""
+    caller = Caller(client)
+    await caller.task
+    caller.hang_up()
+    await asyncio.sleep(0)
+    assert caller.sent[0]["status"] == 200
+    assert await metric(client, "inference_cancelled_requests_total") == "0.0"
+    assert_whole(client)

@@ -1,0 +1,58 @@
+"""The demo model against sentence-transformers on the same weights, in fp32."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedding_server.catalog.demo import demo_model
+from embedding_server.convert import convert
+from embedding_server.core import Ids, ModelSpec, Pooling, Rows
+from embedding_server.runtime.session import PackedSession
+from embedding_server.runtime.tokenizer import Tokenizer
+from embedding_server.serving.engine import normalized
+
+GOLDENS = Path(__file__).parent / "goldens" / "minilm.npz"
+
+
+@pytest.fixture(scope="module")
+def spec() -> ModelSpec:
+    """The demo model."""
+    return demo_model()
+
+
+@pytest.fixture(scope="module")
+def session(spec: ModelSpec, cache: Path) -> PackedSession:
+    """Its session."""
+    graph = convert(spec.directory, spec.pooling, cache, expected_sha256=spec.weights_sha256)
+    return PackedSession(graph, threads=1)
+
+
+@pytest.fixture(scope="module")
+def texts(spec: ModelSpec) -> list[Ids]:
+    """The goldens' texts as ids."""
+    tokenizer = Tokenizer(spec.directory / "tokenizer.json", spec.max_tokens)
+    return [encoding.ids for encoding in tokenizer.encode(np.load(GOLDENS)["texts"].tolist())]
+
+
+def compare(rows: Rows) -> None:
+    """The bar: cosine >= 0.99999 and max abs difference <= 1e-5."""
+    expected = np.load(GOLDENS)["rows"]
+    assert rows.shape == expected.shape == (30, 384)
+    assert np.sum(rows * expected, axis=1).min() >= 0.99999
+    assert np.abs(rows - expected).max() <= 1e-5
+
+
+def test_spec_says_what_the_files_say(spec: ModelSpec) -> None:
+    """Limit, width and pooling come from the files beside the weights."""
+    assert (spec.max_tokens, spec.dimensions, spec.pooling) == (256, 384, Pooling.MEAN)
+
+
+def test_alone(session: PackedSession, texts: list[Ids]) -> None:
+    """Each text in a run of its own."""
+    compare(normalized(np.concatenate([session.run([ids]) for ids in texts])))
+
+
+def test_all_in_one_batch(session: PackedSession, texts: list[Ids]) -> None:
+    """Texts of 2 to 256 tokens together."""
+    compare(normalized(session.run(texts)))

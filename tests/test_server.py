@@ -1,0 +1,157 @@
+"""The server as a process: start, signals, mistakes."""
+
+import json
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.process import COMMAND, environment, free_port, server
+
+DEMO = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize(
+    ("flags", "env", "status", "said"),
+    [
+        ([], {}, 2, "INFERENCE_ALLOWED_EMBEDDING_MODELS is not set"),
+        (["--demo", "--port", "0"], {}, 2, "INFERENCE_PORT='0': expected a number from 1 to 65535"),
+        (["--demo"], {"INFERENCE_PORT": "tcp://10.0.0.1:8090"}, 2, "Kubernetes Service"),
+        (["--demo"], {"INFERENCE_PRELOAD": "nope"}, 2, "the model is in no allow-list"),
+        (["--demo", "--allowed-rerank-models", "all-MiniLM-L6"], {}, 2, "did you mean Qdrant/all-"),
+        (["--demo", "--hostname", "no.such.host.invalid"], {}, 1, "cannot listen on no.such.host"),
+    ],
+)  # fmt: skip
+def test_start_up_mistakes_are_one_line(
+    flags: list[str], env: dict[str, str], status: int, said: str
+) -> None:
+    """A mistake is one line on stderr and the documented exit status, never a traceback."""
+    ended = subprocess.run(
+        [*COMMAND, *flags],
+        env=environment(**env),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == status
+    assert said in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_port_in_use() -> None:
+    """A port that is taken is one line and exit status 1."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        flags = ["--demo", "--hostname", "127.0.0.1", "--port", str(taken.getsockname()[1])]
+        ended = subprocess.run(
+            [*COMMAND, *flags],
+            env=environment(),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert ended.returncode == 1
+    assert "Address already in use" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_typos_are_reported() -> None:
+    """A misspelt variable is named, and the server starts all the same."""
+    with server("--demo", INFERENCE_PROT="1") as client:
+        client.until("/health/live")
+        client.process.terminate()
+        output, _ = client.process.communicate(timeout=30)
+    assert "INFERENCE_PROT is not a setting, did you mean INFERENCE_PORT?" in output
+
+
+def test_port_answers_while_models_load(tmp_path: Path) -> None:
+    """Liveness answers before the model is converted, readiness only after; the answer is right."""
+    with server("--demo", INFERENCE_CACHE_DIR=str(tmp_path)) as client:
+        client.until("/health/live")
+        ready = client.get("/health/ready")
+        assert ready.status_code == 503
+        assert ready.json()["reasons"] == [f"{DEMO}: loading"]
+        client.until("/health/ready")
+        answer = client.post("/api/embed", json={"model": DEMO, "text": "Hello, world!"}).json()
+        assert answer["dimensions"] == 384
+        assert answer["embeddings"][0][0] == pytest.approx(-0.0381, abs=1e-4)
+
+
+def test_sigterm_drains() -> None:
+    """SIGTERM: probes are still answered, new work is refused, accepted work ends, exit 0."""
+    with server("--demo", "--drain-grace-ms", "1500") as client:
+        client.until("/health/ready")
+        body = {"model": DEMO, "input": ["word " * 300] * 60}
+        answers: list[httpx.Response] = []
+        url = f"{client.base_url}/api/embed"
+        accepted = threading.Thread(
+            target=lambda: answers.append(httpx.post(url, json=body, timeout=30))
+        )
+        accepted.start()
+        while client.get("/health/status").json()["models"][DEMO]["queue"] == 0:
+            pass
+        client.process.send_signal(signal.SIGTERM)
+        while client.get("/health/ready").is_success:
+            pass
+        refused = client.post("/api/embed", json={"model": DEMO, "text": "late"})
+        assert refused.status_code == 503
+        assert refused.headers["connection"] == "close"
+        assert "shutting down" in refused.json()["error"]
+        accepted.join(30)
+        assert answers[0].status_code == 200
+        output, _ = client.process.communicate(timeout=30)
+        assert client.process.returncode == 0
+        events = [json.loads(line)["event"] for line in output.splitlines()]
+        assert "server.draining" in events
+        assert events[-1] == "server.stopped"
+
+
+def test_second_signal_ends_at_once() -> None:
+    """A second signal does not wait for the grace period."""
+    with server("--demo", "--drain-grace-ms", "60000") as client:
+        client.until("/health/live")
+        client.process.send_signal(signal.SIGTERM)
+        while client.get("/health/ready").json()["reasons"][-1] != "the server is shutting down":
+            pass
+        client.process.send_signal(signal.SIGTERM)
+        client.process.communicate(timeout=20)
+        assert client.process.returncode == 0
+
+
+def test_logs_are_json_without_texts() -> None:
+    """Every line of the log is JSON, one event per request, and none holds a request's text."""
+    marker = "xyzzy-marker"
+    with server("--demo") as client:
+        client.until("/health/ready")
+        client.post("/api/embed", json={"model": DEMO, "text": marker})
+        client.post("/api/embed", json={"model": DEMO, "text": marker, "dimensions": 999})
+        client.get("/nope")
+        client.process.terminate()
+        output, _ = client.process.communicate(timeout=30)
+    assert marker not in output
+    events = [json.loads(line) for line in output.splitlines()]
+    requests = [event for event in events if event["event"] == "request"]
+    assert [event["status"] for event in requests] == [200, 400, 404]
+    assert requests[0]["tokens"] > 2
+    assert all(event["request_id"] and event["level"] for event in requests)
+
+
+def test_pretty_logs() -> None:
+    """`LOG_FORMAT=pretty` is for people."""
+    with server("--demo", LOG_FORMAT="pretty") as client:
+        client.until("/health/live")
+        client.process.terminate()
+        output, _ = client.process.communicate(timeout=30)
+    assert "server.listening" in output
+    assert not output.startswith("{")
+
+
+def test_free_port_is_free() -> None:
+    """The tests' own helper gives ports nobody listens on."""
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{free_port()}")
