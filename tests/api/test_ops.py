@@ -1,5 +1,6 @@
 """Health, metrics and the API's description."""
 
+import asyncio
 import re
 
 import pytest
@@ -57,7 +58,10 @@ async def test_not_ready_says_why(client: Client) -> None:
 async def test_ready_policy(serve: Serve, policy: str, status: int) -> None:
     """With one of two models failing, `any` is ready and `all` is not."""
     async with serve(ready_policy=policy) as client:
-        resident = parts_of(client).engine.registry.residents["other"]
+        registry = parts_of(client).engine.registry
+        while len(registry.loaded) < 2:
+            await asyncio.sleep(0.001)
+        resident = registry.residents["other"]
         resident.state, resident.error = type(resident.state)("failed"), "broken"
         ready = await client.get("/health/ready")
         assert ready.status_code == status
