@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 from litestar import Request
-from litestar.datastructures import Headers, State
+from litestar.datastructures import State
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPReceiveMessage, Message, Receive, Scope, Send
 
@@ -23,6 +23,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+from embedding_server.api.middleware import header
 from embedding_server.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving.admission import AdmissionQueue
@@ -97,14 +98,13 @@ class BodyReader:
         if scope["type"] != ScopeType.HTTP or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        headers = Headers.from_scope(scope)
-        _require_json(headers.get("content-type", "application/json"))
+        _require_json(header(scope, b"content-type"))
         with self._budget.account() as charge:
-            body = await self._read(receive, charge, int(headers.get("content-length", 0)))
+            body = await self._read(receive, charge, int(header(scope, b"content-length", "0")))
             if body is None:
                 self._metrics.cancelled.inc()
                 return
-            encoding = headers.get("content-encoding", "identity").strip().lower()
+            encoding = header(scope, b"content-encoding", "identity").strip().lower()
             if encoding != "identity":
                 body = decompress(body, encoding, self._max_bytes)
                 charge(len(body))

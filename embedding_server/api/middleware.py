@@ -5,14 +5,13 @@ preflights) get an id and an event too.
 """
 
 import re
+import secrets
 import time
-import uuid
 from typing import Any
 
 import structlog
-from litestar.datastructures import Headers, MutableScopeHeaders
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPResponseStartEvent, Message, Receive, Scope, Send
 
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving.admission import AdmissionQueue
@@ -29,6 +28,14 @@ def event(scope: Scope) -> dict[str, Any]:
     """The fields of this request's log event, for handlers to add to; `request_id` is there."""
     fields: dict[str, Any] = scope["state"]["event"]
     return fields
+
+
+def header(scope: Scope, name: bytes, default: str = "") -> str:
+    """The first value of a request header; `name` in lower case."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return value.decode("latin-1")
+    return default
 
 
 class RequestLog:
@@ -50,8 +57,8 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        wanted = Headers.from_scope(scope).get("x-request-id", "")
-        name = wanted if _REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
+        wanted = header(scope, b"x-request-id")
+        name = wanted if _REQUEST_ID.fullmatch(wanted) else secrets.token_hex(16)
         scope.setdefault("state", {})["event"] = fields = {"request_id": name}
         status, size = 0, 0
 
@@ -70,24 +77,25 @@ class RequestLog:
             if not _has(scope, QUIET):
                 self._record(scope, fields, status, size, time.perf_counter() - started)
 
-    def _add_headers(self, message: Message, scope: Scope, name: str) -> None:
-        headers = MutableScopeHeaders.from_message(message)
-        headers["X-Request-Id"] = name
+    def _add_headers(self, message: HTTPResponseStartEvent, scope: Scope, name: str) -> None:
+        queue = self._queue
+        headers = [(b"x-request-id", name.encode())]
         if _has(scope, INFERENCE):
-            headers["X-Queue-Depth"] = str(self._queue.depth)
-            headers["X-Queue-Capacity"] = str(self._queue.max_depth)
-            headers["X-Estimated-Wait-Ms"] = str(round(self._queue.estimated_wait * 1000))
-        if self._queue.draining:
-            headers["Connection"] = "close"
+            headers += [
+                (b"x-queue-depth", b"%d" % queue.depth),
+                (b"x-queue-capacity", b"%d" % queue.max_depth),
+                (b"x-estimated-wait-ms", b"%d" % round(queue.estimated_wait * 1000)),
+            ]
+        if queue.draining:
+            headers.append((b"connection", b"close"))
+        message["headers"] = [*message["headers"], *headers]
 
     def _record(
         self, scope: Scope, fields: dict[str, Any], status: int, size: int, seconds: float
     ) -> None:
         endpoint = scope.get("path_template") or "unmatched"
         method = str(scope.get("method"))
-        labels = (endpoint, method, str(status or "cancelled"))
-        self._metrics.http_requests.labels(*labels).inc()
-        self._metrics.http_seconds.labels(*labels).observe(seconds)
+        self._metrics.record_http(endpoint, method, str(status or "cancelled"), seconds)
         log.info(
             "request",
             method=method,

@@ -4,8 +4,8 @@ Labels are bounded: `model` takes names of the allow-list (`other` otherwise), `
 route templates, `reason` takes the words of `ServiceUnavailable`.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -28,6 +28,8 @@ SECONDS = (
 TEXTS = tuple(2**power for power in range(11))
 TOKENS = tuple(2**power for power in range(4, 18))
 
+Instrument = TypeVar("Instrument", Counter, Gauge, Histogram)
+
 OTHER_MODEL = "other"
 """Label of models that are not allowed."""
 
@@ -39,6 +41,7 @@ class Metrics:
 
     def __init__(self, service_name: str) -> None:
         self.registry = CollectorRegistry()
+        self._children: dict[tuple[Any, ...], Any] = {}
         ProcessCollector(registry=self.registry)
         Info("target", "The service that is scraped", registry=self.registry).info(
             {"service_name": service_name, "service_version": __version__}
@@ -115,20 +118,42 @@ class Metrics:
     ) -> Histogram:
         return Histogram(f"inference_{name}", text, labels, registry=self.registry, buckets=buckets)
 
+    def child(self, instrument: Instrument, *labels: str) -> Instrument:
+        """`instrument.labels(*labels)`, remembered: for what every request or run records."""
+        key = (instrument, *labels)
+        child: Instrument | None = self._children.get(key)
+        if child is None:
+            child = self._children[key] = instrument.labels(*labels)
+        return child
+
     def record_request(
         self, task: Task, model: str, status: str, items: int, seconds: float
     ) -> None:
         """Count one embed or rerank request; `items` are texts or documents."""
         if task is Task.RERANK:
-            self.rerank_requests.labels(model, status).inc()
-            self.rerank_seconds.labels(model, status).observe(seconds)
-            self.rerank_documents.labels(model).inc(items if status == "success" else 0)
+            self.child(self.rerank_requests, model, status).inc()
+            self.child(self.rerank_seconds, model, status).observe(seconds)
+            self.child(self.rerank_documents, model).inc(items if status == "success" else 0)
             return
-        self.embed_requests.labels(model, status).inc()
-        self.embed_seconds.labels(model, status).observe(seconds)
-        self.embed_items.labels(model).inc(items if status == "success" else 0)
+        self.child(self.embed_requests, model, status).inc()
+        self.child(self.embed_seconds, model, status).observe(seconds)
+        self.child(self.embed_items, model).inc(items if status == "success" else 0)
         if items:
-            self.embed_item_seconds.labels(model, status).observe(seconds / items)
+            self.child(self.embed_item_seconds, model, status).observe(seconds / items)
+
+    def record_run(self, model: str, lengths: Sequence[int], seconds: float) -> None:
+        """Count one model run over texts of these lengths in tokens."""
+        tokens = sum(lengths)
+        self.child(self.run_seconds, model).observe(seconds)
+        self.child(self.batch_texts, model).observe(len(lengths))
+        self.child(self.batch_tokens, model).observe(tokens)
+        self.child(self.tokens, model).inc(tokens)
+        self.child(self.padded_tokens, model).inc(len(lengths) * max(lengths))
+
+    def record_http(self, endpoint: str, method: str, status: str, seconds: float) -> None:
+        """Count one HTTP request."""
+        self.child(self.http_requests, endpoint, method, status).inc()
+        self.child(self.http_seconds, endpoint, method, status).observe(seconds)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type: OpenMetrics where `accept` asks for it."""

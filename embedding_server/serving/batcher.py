@@ -89,27 +89,17 @@ class Batcher:
 
     def finish(self, run: Run) -> None:
         """Hand a run's rows, or its failure, to the jobs that wait for them."""
-        self._record(run)
         if run.rows is None:
+            self._metrics.run_failures.labels(self.name).inc()
             log.error("run.failed", model=self.name, texts=len(run.entries), error=repr(run.error))
             for job in {id(entry.job): entry.job for entry in run.entries}.values():
                 if not job.done.done():
                     job.done.set_exception(RunError("the model failed on this input"))
             return
+        self._metrics.record_run(self.name, [entry.length for entry in run.entries], run.seconds)
         for entry, row in zip(run.entries, run.rows, strict=True):
             job = entry.job
             job.rows[entry.index] = row
             job.missing -= 1
             if not job.missing and not job.done.done():
                 job.done.set_result(None)
-
-    def _record(self, run: Run) -> None:
-        metrics, lengths = self._metrics, [entry.length for entry in run.entries]
-        if run.error:
-            metrics.run_failures.labels(self.name).inc()
-            return
-        metrics.run_seconds.labels(self.name).observe(run.seconds)
-        metrics.batch_texts.labels(self.name).observe(len(lengths))
-        metrics.batch_tokens.labels(self.name).observe(sum(lengths))
-        metrics.tokens.labels(self.name).inc(sum(lengths))
-        metrics.padded_tokens.labels(self.name).inc(len(lengths) * max(lengths))

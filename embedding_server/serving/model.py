@@ -98,7 +98,8 @@ class Model:
         else:
             loop = asyncio.get_running_loop()
             encodings = await loop.run_in_executor(self._executor, self._tokenizer.encode, texts)
-        self._metrics.tokenize_seconds.labels(self.spec.id).observe(time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._metrics.child(self._metrics.tokenize_seconds, self.spec.id).observe(seconds)
         self._learn(chars, encodings)
         return encodings
 
