@@ -17,8 +17,8 @@ from embedding_server.observability.logging import configure
 from embedding_server.settings import Settings
 
 _SWITCH_SECONDS = 1e-4
-"""How long the event loop may keep the GIL from a run slot that has its next batch. Measured, single
-texts at 32 connections: slots are busy 0.96 of the time, with Python's default of 5 ms 0.93."""
+"""How long the event loop may keep the GIL from a run slot that has its next batch. Single texts at
+32 connections: slots were busy 0.96 of the time, with Python's default of 5 ms 0.93."""
 
 log = structlog.get_logger()
 
