@@ -64,14 +64,14 @@ def create_app(settings: Settings) -> App:
     """
     metrics = Metrics(settings.service_name)
     catalog = open_catalog(settings)
-    device = Device(settings.threads or usable_cores(), settings.max_batch_tokens)
+    device = Device(settings.threads or usable_cores(), settings.max_batch_tokens, metrics)
     tokenizing = ThreadPoolExecutor(1, "tokenize")
     queue = AdmissionQueue(
         max_requests=settings.max_concurrent_requests,
-        max_work=_BATCHES_ADMITTED * settings.max_batch_tokens,
+        max_work=lambda: _BATCHES_ADMITTED * registry.batch_seconds(settings.max_batch_tokens),
         max_depth=settings.max_queue_depth,
         timeout=settings.queue_timeout_ms / 1000,
-        work_per_second=lambda: device.work_per_second,
+        slots=device.slots,
         metrics=metrics,
     )
     registry = Registry(

@@ -13,13 +13,16 @@ WIDTH = 4
 class FakeSession:
     """A session whose rows are the text's length, first and last id, and 1.
 
-    `block()` makes runs wait until `release()`; texts that hold id `poison` fail their run.
+    `block()` makes runs wait until `release()`. A text that holds id `poison` fails its run, one
+    that holds `nan` gets a row that is not finite, one that holds `deadly` ends the thread.
     """
 
     provider = "FakeExecutionProvider"
 
-    def __init__(self, poison: int = -1, width: int = WIDTH) -> None:
-        self.poison = poison
+    def __init__(
+        self, *, poison: int = -1, nan: int = -1, deadly: int = -1, width: int = WIDTH
+    ) -> None:
+        self.poison, self.nan, self.deadly = poison, nan, deadly
         self.width = width
         self.batches: list[list[int]] = []
         """Lengths of the texts of every run so far."""
@@ -43,8 +46,11 @@ class FakeSession:
         assert self._gate.wait(10)
         if any(self.poison in ids for ids in texts):
             raise ValueError("poisoned")
+        if any(self.deadly in ids for ids in texts):
+            raise SystemExit
         rows = np.zeros((len(texts), self.width), np.float32)
         rows[:, :WIDTH] = [(len(ids), ids[0], ids[-1], 1) for ids in texts]
+        rows[[self.nan in ids for ids in texts]] = np.nan
         return rows
 
 

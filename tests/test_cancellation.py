@@ -11,8 +11,8 @@ from tests.fakes import FakeSession
 from tests.tiny import HIDDEN
 
 BODY = json.dumps({"model": "tiny", "input": ["the of and"] * 3}).encode()
-EMPTY_QUEUE = "AdmissionQueue(inside=0, inside_work=0, waiting=0, waiting_work=0)"
-EMPTY_LINE = "Batcher('tiny', Pending(texts=0, tokens=0))"
+EMPTY_QUEUE = "AdmissionQueue(inside=0, inside_work=0.000, waiting=0, waiting_work=0.000)"
+EMPTY_LINE = "Batcher('tiny', waiting=0)"
 
 
 class Caller:
@@ -111,7 +111,7 @@ async def test_while_queued_for_a_batch(serve: Serve, session: FakeSession) -> N
         queued = Caller(client)
         model = parts_of(client).engine.registry.residents["tiny"].model
         assert model is not None
-        while not model.batcher.pending:
+        while not model.batcher.waiting:
             await asyncio.sleep(0.001)
         queued.hang_up()
         await queued.task

@@ -150,11 +150,11 @@ def _ready(here: Parts) -> Ready:
     ]
     enough = any if here.settings.ready_policy == "any" and required else all
     serving = enough(required.values())
-    if not here.device.alive:
-        reasons.append("a run slot has died")
+    if problem := here.device.problem:
+        reasons.append(problem)
     if here.engine.queue.draining:
         reasons.append("the server is shutting down")
-    able = here.device.alive and not here.engine.queue.draining
+    able = not problem and not here.engine.queue.draining
 
     def serves(task: Task) -> bool:
         listed = {spec.id for spec in here.engine.catalog.listed[task].values()}
@@ -176,7 +176,7 @@ def _model(resident: Resident) -> ModelStatus:
         provider=model.provider if model else None,
         precision="fp32" if model else None,
         resident_bytes=model.resident_bytes if model else 0,
-        queue=len(model.batcher.pending) if model else 0,
+        queue=model.batcher.waiting if model else 0,
         fingerprint=model.fingerprint if model else None,
         error=resident.error,
     )

@@ -4,7 +4,7 @@ Labels are bounded: `model` takes names of the allow-list (`other` otherwise), `
 route templates, `reason` takes the words of `ServiceUnavailable`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from prometheus_client import (
@@ -78,7 +78,9 @@ class Metrics:
         )
         self.queue_depth = gauge("queue_depth", "Requests waiting for admission")
         self.admitted_requests = gauge("admitted_requests", "Requests admitted and not done")
-        self.admitted_work = gauge("admitted_work_tokens", "Admitted work in token equivalents")
+        self.admitted_work = gauge(
+            "admitted_work_seconds", "Admitted work, as seconds of one run slot"
+        )
         self.rejections = counter("rejections", "Requests refused with 503", "reason")
         self.cancelled = counter(
             "cancelled_requests", "Requests whose client left before the answer"
@@ -99,6 +101,7 @@ class Metrics:
         self.padded_tokens = counter(
             "padded_tokens", "Tokens run, each text counted as long as its batch's longest", "model"
         )
+        self.slot_restarts = counter("slot_restarts", "Run slots whose thread was replaced")
         self.run_failures = counter("run_failures", "Model runs that failed", "model")
 
     def _declare_models(self) -> None:
@@ -141,14 +144,14 @@ class Metrics:
         if items:
             self.child(self.embed_item_seconds, model, status).observe(seconds / items)
 
-    def record_run(self, model: str, lengths: Sequence[int], seconds: float) -> None:
-        """Count one model run over texts of these lengths in tokens."""
-        tokens = sum(lengths)
+    def record_run(self, model: str, shape: tuple[int, int, int], seconds: float) -> None:
+        """Count one model run; `shape` is texts, tokens of the longest, tokens in all."""
+        texts, longest, tokens = shape
         self.child(self.run_seconds, model).observe(seconds)
-        self.child(self.batch_texts, model).observe(len(lengths))
+        self.child(self.batch_texts, model).observe(texts)
         self.child(self.batch_tokens, model).observe(tokens)
         self.child(self.tokens, model).inc(tokens)
-        self.child(self.padded_tokens, model).inc(len(lengths) * max(lengths))
+        self.child(self.padded_tokens, model).inc(texts * longest)
 
     def record_http(self, endpoint: str, method: str, status: str, seconds: float) -> None:
         """Count one HTTP request."""

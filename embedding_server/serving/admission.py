@@ -30,20 +30,20 @@ class AdmissionQueue:
 
     Args:
         max_requests: requests inside at once; None limits by `max_work` instead.
-        max_work: work inside at once, in token equivalents; one request always fits.
+        max_work: work inside at once, seconds of one run slot; one request always fits.
         max_depth: requests in line.
         timeout: longest wait in line, seconds.
-        work_per_second: how fast the device drains work; 0 while that is not known.
+        slots: run slots, which drain a second of work per second each.
     """
 
     def __init__(
         self,
         *,
         max_requests: int | None,
-        max_work: float,
+        max_work: Callable[[], float],
         max_depth: int,
         timeout: float,
-        work_per_second: Callable[[], float],
+        slots: int,
         metrics: Metrics,
     ) -> None:
         self.max_depth = max_depth
@@ -51,21 +51,21 @@ class AdmissionQueue:
         """While true every new request is refused."""
         self._max_requests, self._max_work = max_requests, max_work
         self._timeout = timeout
-        self._work_per_second = work_per_second
+        self._slots = slots
         self._metrics = metrics
         self._line: OrderedDict[_Waiter, None] = OrderedDict()
         self._line_work = 0.0
         self._inside = 0
         self._inside_work = 0.0
-        self._typical_work = 1.0
+        self._typical_work = 0.01
         metrics.queue_depth.set_function(lambda: self.depth)
         metrics.admitted_requests.set_function(lambda: self._inside)
         metrics.admitted_work.set_function(lambda: self._inside_work)
 
     def __repr__(self) -> str:
         return (
-            f"AdmissionQueue(inside={self._inside}, inside_work={self._inside_work:.0f},"
-            f" waiting={self.depth}, waiting_work={self._line_work:.0f})"
+            f"AdmissionQueue(inside={self._inside}, inside_work={self._inside_work:.3f},"
+            f" waiting={self.depth}, waiting_work={self._line_work:.3f})"
         )
 
     @property
@@ -80,7 +80,7 @@ class AdmissionQueue:
             return 0
         if self._max_requests is not None:
             return self._max_requests - self._inside
-        return max(0, int((self._max_work - self._inside_work) // self._typical_work))
+        return max(0, int((self._max_work() - self._inside_work) // self._typical_work))
 
     @property
     def estimated_wait(self) -> float:
@@ -89,15 +89,13 @@ class AdmissionQueue:
             return 0.0
         excess = self._line_work
         if self._max_requests is None:
-            excess += max(0.0, self._inside_work - self._max_work)
-        speed = self._work_per_second()
-        return excess / speed if speed else 0.0
+            excess += max(0.0, self._inside_work - self._max_work())
+        return excess / self._slots
 
     @property
     def retry_after(self) -> float:
         """Seconds after which all present work is done, with jitter, from 1 to 60."""
-        speed = self._work_per_second()
-        drained = (self._inside_work + self._line_work) / speed if speed else 0.0
+        drained = (self._inside_work + self._line_work) / self._slots
         jitter = random.uniform(1.0, 1.25)  # noqa: S311 - spreads clients, guards nothing
         return min(_MAX_RETRY, max(_MIN_RETRY, drained * jitter))
 
@@ -106,7 +104,7 @@ class AdmissionQueue:
         """Wait for a place inside and hold it.
 
         Args:
-            work: the request's estimated cost in token equivalents.
+            work: the request's predicted cost, seconds of one run slot.
 
         Raises:
             ServiceUnavailable: draining, the line is full, or the wait is or was too long.
@@ -163,7 +161,7 @@ class AdmissionQueue:
     def _fits(self) -> bool:
         if self._max_requests is not None:
             return self._inside < self._max_requests
-        return self._inside == 0 or self._inside_work < self._max_work
+        return self._inside == 0 or self._inside_work < self._max_work()
 
     def _enter(self, work: float) -> None:
         self._inside += 1
@@ -172,7 +170,7 @@ class AdmissionQueue:
 
     def _leave(self, work: float) -> None:
         self._inside -= 1
-        self._inside_work -= work
+        self._inside_work = self._inside_work - work if self._inside else 0.0
         while self._line and self._fits():
             waiter = next(iter(self._line))
             self._drop(waiter)
@@ -182,4 +180,4 @@ class AdmissionQueue:
 
     def _drop(self, waiter: _Waiter) -> None:
         del self._line[waiter]
-        self._line_work -= waiter.work
+        self._line_work = self._line_work - waiter.work if self._line else 0.0

@@ -1,8 +1,7 @@
 """The texts of one model on their way through its session.
 
-`embed` puts a request's texts in line and waits; the device takes batches from the line, which may
-mix the texts of many requests and spread one request over several batches, and brings their rows
-back.
+`embed` puts a request's texts into the device's schedule and waits. Batches may mix the texts of
+many requests and spread one request over several; rows find back to their request here.
 """
 
 import asyncio
@@ -15,13 +14,17 @@ from embedding_server.core import Ids, Rows
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.session import Session
 from embedding_server.serving.device import Device, Run
-from embedding_server.serving.planner import Entry, Pending
+from embedding_server.serving.schedule import Cost, Entry, Lane
+
+_INTERACTIVE_TEXTS = 4
+"""A request of at most so many texts goes before bulk."""
+_SMOOTHING = 0.05
 
 log = structlog.get_logger()
 
 
 class RunError(Exception):
-    """The model failed on a batch with this request's texts; details are in the log."""
+    """The model failed on a text of this request; details are in the log."""
 
 
 class Job:
@@ -34,7 +37,7 @@ class Job:
 
 
 class Batcher:
-    """The waiting line of one model.
+    """One model's session on a device.
 
     Args:
         name: the model's id, for logs and metrics.
@@ -48,13 +51,19 @@ class Batcher:
     ) -> None:
         self.name = name
         self.session = session
-        self.pending = Pending()
-        self._device = device
         self.dimensions = dimensions
+        self.cost = Cost()
+        """Learned: every run corrects it."""
+        self._device = device
         self._metrics = metrics
 
     def __repr__(self) -> str:
-        return f"Batcher({self.name!r}, {self.pending!r})"
+        return f"Batcher({self.name!r}, waiting={self.waiting})"
+
+    @property
+    def waiting(self) -> int:
+        """Texts that have not started."""
+        return self._device.schedule.waiting(self)
 
     async def embed(self, texts: Sequence[Ids]) -> Rows:
         """Raw rows of shape (texts, dimensions), in order.
@@ -62,44 +71,38 @@ class Batcher:
         Cancelling the caller takes what has not started out of line.
 
         Raises:
-            RunError: a run with one of these texts failed.
+            RunError: the model failed on one of these texts.
         """
         job = Job(len(texts), self.dimensions)
-        entries = [
-            Entry(
-                ids=ids, job=job, index=index, sequence=next(self._device.sequence), length=len(ids)
-            )
-            for index, ids in enumerate(texts)
-        ]
-        for entry in entries:
-            self.pending.add(entry)
-        self._device.submit(self)
+        lane = Lane.INTERACTIVE if len(texts) <= _INTERACTIVE_TEXTS else Lane.BULK
+        entries = self._device.schedule.add(self, lane, job, texts)
+        self._device.dispatch()
         try:
             await job.done
         except BaseException:
-            self.pending.remove(entries)
+            for entry in entries:
+                entry.line.remove(entry)
             raise
         return job.rows
 
-    def take(self, budget: int) -> list[Entry]:
-        """Plan the next batch and take it out of line."""
-        batch = self.pending.plan(budget)
-        self.pending.remove(batch)
-        return batch
-
-    def finish(self, run: Run) -> None:
-        """Hand a run's rows, or its failure, to the jobs that wait for them."""
-        if run.rows is None:
+    def finish(self, run: Run, good: list[tuple[Entry, Rows]], failed: list[Entry]) -> None:
+        """Hand rows and failures to the jobs that wait for them."""
+        if run.error:
             self._metrics.run_failures.labels(self.name).inc()
             log.error("run.failed", model=self.name, texts=len(run.entries), error=repr(run.error))
-            for job in {id(entry.job): entry.job for entry in run.entries}.values():
-                if not job.done.done():
-                    job.done.set_exception(RunError("the model failed on this input"))
-            return
-        self._metrics.record_run(self.name, [entry.length for entry in run.entries], run.seconds)
-        for entry, row in zip(run.entries, run.rows, strict=True):
+        else:
+            self._learn(run)
+        for entry, row in good:
             job = entry.job
             job.rows[entry.index] = row
             job.missing -= 1
             if not job.missing and not job.done.done():
                 job.done.set_result(None)
+        for entry in failed:
+            if not entry.job.done.done():
+                entry.job.done.set_exception(RunError(f"the model failed on text {entry.index}"))
+
+    def _learn(self, run: Run) -> None:
+        self._metrics.record_run(self.name, run.shape, run.seconds)
+        error = run.seconds / self.cost.seconds(*run.shape) - 1
+        self.cost = self.cost.corrected(1 + _SMOOTHING * min(1.0, error))

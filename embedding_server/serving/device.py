@@ -1,27 +1,32 @@
 """The run slots of a device, shared by all models on it.
 
-A slot is one thread that runs one batch at a time. The device hands a free slot to the model
-whose oldest text has waited longest; the model's batcher says which texts go along. Everything
-but the run itself happens on the event loop, so nothing here needs a lock.
+A slot is one thread that runs one batch at a time; the schedule says which. Everything but the run
+itself happens on the event loop, so nothing here needs a lock. A failed batch is split until the
+text that caused it is alone.
 """
 
 import asyncio
-import itertools
 import os
 import threading
 import time
+from collections import deque
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+import numpy as np
+import structlog
+
 from embedding_server.core import Rows
-from embedding_server.serving.planner import Entry, work
+from embedding_server.observability.metrics import Metrics
+from embedding_server.serving.schedule import Entry, Schedule
 
 if TYPE_CHECKING:
     from embedding_server.serving.batcher import Batcher
 
-_SHARE_FLOOR = 64
-"""Tokens below which a batch is not divided between idle slots: a run costs as much as 16."""
-_SMOOTHING = 0.1
+_WATCHDOG_SECONDS = 60.0
+"""A run that takes longer is taken for hung; the longest honest one is a few seconds."""
+
+log = structlog.get_logger()
 
 
 def usable_cores() -> int:
@@ -36,27 +41,55 @@ class Run:
         self.batcher = batcher
         self.entries = entries
         self.rows: Rows | None = None
-        self.error: Exception | None = None
+        self.finite: list[bool] = []
+        """Whether each row is."""
+        self.error: BaseException | None = None
+        self.started = 0.0
         self.seconds = 0.0
 
     @property
-    def work(self) -> float:
-        """Predicted cost, in token equivalents."""
+    def shape(self) -> tuple[int, int, int]:
+        """Texts, tokens of the longest, tokens in all."""
         lengths = [entry.length for entry in self.entries]
-        return work(len(lengths), max(lengths), sum(lengths))
+        return len(lengths), max(lengths), sum(lengths)
 
     def execute(self) -> None:
-        """Run the batch on the calling thread; an error is kept, not raised."""
+        """Run the batch on the calling thread.
+
+        An error of the session is kept; what is no `Exception` is kept and raised.
+        """
         started = time.perf_counter()
         try:
             rows = self.batcher.session.run([entry.ids for entry in self.entries])
             expected = (len(self.entries), self.batcher.dimensions)
             if rows.shape != expected:
                 raise ValueError(f"rows of shape {rows.shape}, expected {expected}")  # noqa: TRY301
-            self.rows = rows
-        except Exception as exc:  # noqa: BLE001 - whatever a session raises stays in its batch
+            # One value that is not finite makes the sum of its row so.
+            self.rows, self.finite = rows, np.isfinite(rows.sum(axis=1)).tolist()
+        except BaseException as exc:
             self.error = exc
-        self.seconds = time.perf_counter() - started
+            if not isinstance(exc, Exception):
+                raise
+        finally:
+            self.seconds = time.perf_counter() - started
+
+    def sort(self) -> tuple[list[tuple[Entry, Rows]], list[list[Entry]], list[Entry]]:
+        """What came of each entry: rows to deliver, batches to try again, entries that failed.
+
+        A failed batch is tried again in halves, a text whose row is not finite alone.
+        """
+        if self.rows is None:
+            middle = len(self.entries) // 2
+            if middle:
+                return [], [self.entries[:middle], self.entries[middle:]], []
+            return [], [], self.entries
+        good, bad = [], []
+        for entry, row, finite in zip(self.entries, self.rows, self.finite, strict=True):
+            if finite:
+                good.append((entry, row))
+            else:
+                bad.append(entry)
+        return (good, [[entry] for entry in bad], []) if len(self.entries) > 1 else (good, [], bad)
 
 
 class Device:
@@ -67,39 +100,31 @@ class Device:
         max_batch_tokens: tokens per batch.
     """
 
-    def __init__(self, slots: int, max_batch_tokens: int) -> None:
+    def __init__(self, slots: int, max_batch_tokens: int, metrics: Metrics) -> None:
         self.slots = slots
-        self.max_batch_tokens = max_batch_tokens
-        self.sequence = itertools.count()
-        """Gives every entry its age."""
-        self._free = slots
-        self._waiting: dict[Batcher, None] = {}
+        self.schedule: Schedule[Batcher] = Schedule(max_batch_tokens)
+        self._metrics = metrics
+        self._retries: deque[Run] = deque()
+        self._running: dict[Run, None] = {}
         self._inbox: SimpleQueue[Run | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._work_per_second = 0.0
 
     def __repr__(self) -> str:
-        return f"Device(slots={self.slots}, free={self._free}, waiting={list(self._waiting)})"
+        return f"Device(slots={self.slots}, running={len(self._running)}, {self.schedule!r})"
 
     @property
-    def work_per_second(self) -> float:
-        """Work that all slots together drain, learned from the runs; 0 before the first one."""
-        return self._work_per_second * self.slots
-
-    @property
-    def alive(self) -> bool:
-        """Whether every slot has its thread."""
-        return sum(thread.is_alive() for thread in self._threads) == self.slots
+    def problem(self) -> str:
+        """Why the device does not serve; empty while it does."""
+        if not self._threads:
+            return "the run slots are stopped"
+        now = time.monotonic()
+        hung = max((now - run.started for run in self._running), default=0.0)
+        return f"a model run hangs since {hung:.0f} s" if hung > _WATCHDOG_SECONDS else ""
 
     def start(self) -> None:
         """Start the slots' threads; called on the event loop that serves."""
         loop = asyncio.get_running_loop()
-        for number in range(self.slots):
-            thread = threading.Thread(
-                target=self._serve, args=(loop,), name=f"slot-{number}", daemon=True
-            )
-            thread.start()
-            self._threads.append(thread)
+        self._threads = [self._start_thread(loop) for _ in range(self.slots)]
 
     def stop(self) -> None:
         """End the threads after the runs they are in."""
@@ -107,40 +132,49 @@ class Device:
             self._inbox.put(None)
         for thread in self._threads:
             thread.join()
-        self._threads.clear()
+        self._threads = []
 
-    def submit(self, batcher: "Batcher") -> None:
-        """Let a model with texts in line compete for the slots."""
-        self._waiting[batcher] = None
-        self._dispatch()
+    def dispatch(self) -> None:
+        """Give every free slot a batch, failed ones first."""
+        while (free := self.slots - len(self._running)) > 0:
+            if self._retries:
+                run = self._retries.popleft()
+                run.entries = [entry for entry in run.entries if not entry.job.done.done()]
+                if not run.entries:
+                    continue
+            elif taken := self.schedule.take(free):
+                run = Run(*taken)
+            else:
+                return
+            run.started = time.monotonic()
+            self._running[run] = None
+            self._inbox.put(run)
 
-    def _dispatch(self) -> None:
-        """Fill the free slots, the model with the oldest text first.
-
-        While slots are free, what waits is divided between them, so that a lone request of many
-        texts uses all of them.
-        """
-        self._waiting = {one: None for one in self._waiting if one.pending}
-        while self._free and self._waiting:
-            batcher = min(self._waiting, key=lambda one: one.pending.oldest.sequence)
-            share = sum(one.pending.tokens for one in self._waiting) // self._free
-            budget = min(self.max_batch_tokens, max(share, _SHARE_FLOOR))
-            self._free -= 1
-            self._inbox.put(Run(batcher, batcher.take(budget)))
-            if not batcher.pending:
-                del self._waiting[batcher]
+    def _start_thread(self, loop: asyncio.AbstractEventLoop) -> threading.Thread:
+        thread = threading.Thread(target=self._serve, args=(loop,), name="slot", daemon=True)
+        thread.start()
+        return thread
 
     def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         while run := self._inbox.get():
-            run.execute()
-            loop.call_soon_threadsafe(self._finish, run)
+            try:
+                run.execute()
+            except BaseException:  # noqa: BLE001 - the run keeps it; this thread is not trusted again
+                loop.call_soon_threadsafe(self._replace, threading.current_thread())
+                return
+            finally:
+                loop.call_soon_threadsafe(self._finish, run)
 
     def _finish(self, run: Run) -> None:
-        self._free += 1
-        if run.error is None:
-            speed = run.work / run.seconds
-            known = self._work_per_second or speed
-            self._work_per_second = known + _SMOOTHING * (speed - known)
+        del self._running[run]
+        good, again, failed = run.sort()
+        self._retries.extend(Run(run.batcher, entries) for entries in again)
         # The next runs start before this one's answers are handed out.
-        self._dispatch()
-        run.batcher.finish(run)
+        self.dispatch()
+        run.batcher.finish(run, good, failed)
+
+    def _replace(self, thread: threading.Thread) -> None:
+        log.error("slot.restarted")
+        self._metrics.slot_restarts.inc()
+        self._threads.remove(thread)
+        self._threads.append(self._start_thread(asyncio.get_running_loop()))

@@ -59,9 +59,10 @@ class Model:
         return self.batcher.session.provider
 
     def estimate(self, texts: Sequence[str]) -> float:
-        """Work of these texts in tokens, guessed from their characters without tokenising."""
+        """Seconds of one run slot for these texts, guessed without tokenising them."""
         limit, ratio = self.spec.max_tokens, self._tokens_per_char
-        return sum(min(limit, 2 + len(text) * ratio) for text in texts)
+        lengths = [min(limit, 2 + int(len(text) * ratio)) for text in texts]
+        return self.batcher.cost.seconds(1, max(lengths), sum(lengths))
 
     @property
     def nothing(self) -> Embeddings:

@@ -79,6 +79,12 @@ class Registry:
         """Ids of the models that serve."""
         return [one.spec.id for one in self.residents.values() if one.state is State.READY]
 
+    def batch_seconds(self, tokens: int) -> float:
+        """Predicted time of a run of so many tokens, by the slowest loaded model."""
+        models = [one.model for one in self.residents.values() if one.model]
+        costs = [model.batcher.cost.seconds(1, 0, tokens) for model in models]
+        return max(costs, default=1.0)
+
     def preload(self, specs: Iterable[ModelSpec]) -> None:
         """Start loading models; returns at once."""
         for spec in specs:

@@ -50,7 +50,7 @@ async def test_not_ready_says_why(client: Client) -> None:
     assert ready.status_code == 503
     assert ready.json() == {
         "status": "not_ready", "embedding": False, "reranker": False,
-        "reasons": ["a run slot has died"],
+        "reasons": ["the run slots are stopped"],
     }  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """The gate: limits, order, refusals, cancellation."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,21 +9,19 @@ from embedding_server.errors import ServiceUnavailable
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving.admission import AdmissionQueue
 
-EMPTY = "AdmissionQueue(inside=0, inside_work=0, waiting=0, waiting_work=0)"
+EMPTY = "AdmissionQueue(inside=0, inside_work=0.000, waiting=0, waiting_work=0.000)"
 
 
-def gate(speed: float = 0.0, **changes: Any) -> AdmissionQueue:
-    """A queue of one request inside and two in line that drains `speed` work per second."""
-    options: dict[str, Any] = {"max_requests": 1, "max_work": 100, "max_depth": 2, "timeout": 5.0}
-    options |= changes
-    work_per_second: Callable[[], float] = lambda: speed  # noqa: E731 - a constant source
-    return AdmissionQueue(**options, work_per_second=work_per_second, metrics=Metrics("test"))
+def gate(**changes: Any) -> AdmissionQueue:
+    """A queue of one request inside and two in line, before a device of one slot."""
+    options: dict[str, Any] = {"max_requests": 1, "max_depth": 2, "timeout": 5.0, "slots": 1}
+    return AdmissionQueue(**(options | changes), max_work=lambda: 10.0, metrics=Metrics("test"))
 
 
 class Holder:
     """A request that holds a permit until told to finish."""
 
-    def __init__(self, queue: AdmissionQueue, work: float = 10.0) -> None:
+    def __init__(self, queue: AdmissionQueue, work: float = 1.0) -> None:
         self.inside = False
         self._finish = asyncio.Event()
         self.task = asyncio.create_task(self._run(queue, work))
@@ -63,7 +60,7 @@ async def test_first_come_first_served() -> None:
 
 async def test_full_line_refuses_at_once() -> None:
     """One more than the line holds is a 503 with a time to come back."""
-    queue = gate(speed=1.0)
+    queue = gate(timeout=60.0)
     holders = [Holder(queue, 20.0), Holder(queue, 2.0), Holder(queue, 2.0)]
     await settle()
     with pytest.raises(ServiceUnavailable) as refusal:
@@ -91,7 +88,7 @@ async def test_wait_ends_with_503() -> None:
 
 async def test_hopeless_wait_is_refused_at_once() -> None:
     """A request whose predicted wait exceeds the timeout does not wait for it."""
-    queue = gate(speed=1.0)
+    queue = gate()
     holders = [Holder(queue), Holder(queue, 100.0)]
     await settle()
     with pytest.raises(ServiceUnavailable) as refusal:
@@ -105,7 +102,7 @@ async def test_hopeless_wait_is_refused_at_once() -> None:
 async def test_limit_by_work() -> None:
     """Without a limit of requests, work decides, and one request of any size fits."""
     queue = gate(max_requests=None)
-    holders = [Holder(queue, work) for work in (60.0, 60.0, 60.0)]
+    holders = [Holder(queue, work) for work in (6.0, 6.0, 6.0)]
     await settle()
     assert [one.inside for one in holders] == [True, True, False]
     assert queue.permits == 0

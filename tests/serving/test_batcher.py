@@ -9,15 +9,16 @@ import pytest
 import pytest_asyncio
 
 from embedding_server.observability.metrics import Metrics
+from embedding_server.serving import device as module
 from embedding_server.serving.batcher import Batcher, RunError
-from embedding_server.serving.device import Device
+from embedding_server.serving.device import Device, Run
 from tests.fakes import WIDTH, FakeSession, ids
 
 
 @pytest_asyncio.fixture
 async def device() -> AsyncIterator[Device]:
     """A device with one running slot."""
-    device = Device(slots=1, max_batch_tokens=64)
+    device = Device(1, 64, Metrics("test"))
     device.start()
     yield device
     device.stop()
@@ -60,13 +61,77 @@ async def test_requests_share_a_batch(device: Device) -> None:
     assert session.batches == [[9], [4, 5, 6]]
 
 
-async def test_failure_reaches_its_requests_only(device: Device) -> None:
-    """A failed run is an error for the requests in it; the next ones are served."""
-    session = FakeSession(poison=7)
+async def test_one_bad_text_fails_alone(device: Device) -> None:
+    """A failing batch is split until the culprit is alone; everybody else gets their rows."""
+    session = FakeSession(poison=999)
+    line = batcher(device, session)
+    session.block()
+    first = asyncio.create_task(line.embed([ids(9)]))
+    await started(session)
+    good = [asyncio.create_task(line.embed([ids(length)])) for length in (4, 5, 6, 7)]
+    bad = asyncio.create_task(line.embed([ids(5), ids(5, first=997)]))
+    await asyncio.sleep(0)
+    session.release()
+    with pytest.raises(RunError, match="text 1"):
+        await bad
+    assert [(await task)[0, 0] for task in (first, *good)] == [9, 4, 5, 6, 7]
+    assert repr(device) == "Device(slots=1, running=0, Schedule(interactive=0, bulk=0))"
+
+
+@pytest.mark.parametrize("texts", [1, 5])
+async def test_non_finite_rows_are_failures_of_their_own(device: Device, texts: int) -> None:
+    """A text whose row is not finite is run again alone, and then is an error of its request."""
+    session = FakeSession(nan=999)
+    line = batcher(device, session)
+    others = [asyncio.create_task(line.embed([ids(8)])) for _ in range(texts - 1)]
+    with pytest.raises(RunError):
+        await line.embed([ids(8, first=995)])
+    for other in others:
+        assert np.isfinite(await other).all()
+
+
+async def test_hung_run_is_seen(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run over the watchdog's limit is a problem of the device until it ends."""
+    monkeypatch.setattr(module, "_WATCHDOG_SECONDS", 0.0)
+    session = FakeSession()
+    session.block()
+    assert device.problem == ""
+    hung = asyncio.create_task(batcher(device, session).embed([ids(3)]))
+    await started(session)
+    assert "hangs" in device.problem
+    session.release()
+    await hung
+    assert device.problem == ""
+
+
+async def test_dead_slot_is_replaced() -> None:
+    """A slot whose thread ends is replaced and counted; its batch is tried again."""
+    metrics = Metrics("test")
+    device = Device(1, 64, metrics)
+    device.start()
+    session = FakeSession(deadly=999)
     line = batcher(device, session)
     with pytest.raises(RunError):
-        await line.embed([ids(10)])
-    assert (await line.embed([ids(5)])).shape == (1, WIDTH)
+        await line.embed([ids(3, first=998)])
+    assert (await line.embed([ids(3)]))[0, 0] == 3
+    assert metrics.total(metrics.slot_restarts) == 1
+    assert device.problem == ""
+    device.stop()
+
+
+async def test_one_wake_up_per_batch(device: Device) -> None:
+    """However many texts a batch has, the event loop is woken once for it."""
+    session, wakeups = FakeSession(), 0
+    finish = device._finish
+
+    def count(run: Run) -> None:
+        nonlocal wakeups
+        wakeups += 1
+        finish(run)
+
+    device._finish = count  # type: ignore[method-assign]
+    await batcher(device, session).embed([ids(8)] * 32)
+    assert wakeups == len(session.batches) == 4
 
 
 async def test_rows_of_another_shape_are_a_failure(device: Device) -> None:
@@ -84,14 +149,14 @@ async def test_cancelled_request_leaves_the_line(device: Device) -> None:
     await started(session)
     gone = asyncio.create_task(line.embed([ids(4)] * 3))
     await asyncio.sleep(0)
-    assert len(line.pending) == 3
+    assert line.waiting == 3
     gone.cancel()
     await asyncio.gather(gone, return_exceptions=True)
-    assert repr(line) == "Batcher('fake', Pending(texts=0, tokens=0))"
+    assert repr(line) == "Batcher('fake', waiting=0)"
     session.release()
     await first
     assert session.batches == [[9]]
-    assert repr(device) == "Device(slots=1, free=1, waiting=[])"
+    assert repr(device) == "Device(slots=1, running=0, Schedule(interactive=0, bulk=0))"
 
 
 async def test_cancelled_request_in_a_run_harms_nobody(device: Device) -> None:
@@ -134,10 +199,32 @@ async def test_models_take_turns_by_age(device: Device) -> None:
 
 async def test_idle_slots_share_one_request() -> None:
     """A lone request of several texts uses all idle slots."""
-    device = Device(slots=2, max_batch_tokens=1000)
+    device = Device(2, 1000, Metrics("test"))
     device.start()
     session = FakeSession()
     await batcher(device, session).embed([ids(50)] * 8)
     device.stop()
     assert session.batches == [[50] * 4, [50] * 4]
-    assert device.work_per_second > 0
+
+
+async def test_small_requests_go_before_bulk(device: Device) -> None:
+    """A single text that comes after bulk runs in the next batch, and bulk is not starved."""
+    session = FakeSession()
+    line = batcher(device, session)
+    session.block()
+    bulk = asyncio.create_task(line.embed([ids(60)] * 9))
+    await started(session)
+    singles = [asyncio.create_task(line.embed([ids(40)])) for _ in range(6)]
+    await asyncio.sleep(0)
+    session.release()
+    await asyncio.gather(bulk, *singles)
+    assert session.batches == [[60]] + ([[40]] * 3 + [[60]]) * 2 + [[60]] * 6
+
+
+async def test_costs_are_learned(device: Device) -> None:
+    """Every run moves the prediction towards what it took."""
+    line = batcher(device, FakeSession())
+    before = line.cost.seconds(1, 8, 8)
+    for _ in range(50):
+        await line.embed([ids(8)])
+    assert line.cost.seconds(1, 8, 8) < before / 2

@@ -1,0 +1,143 @@
+"""The schedule: driven by generated lengths and arrivals, without threads or time."""
+
+import math
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedding_server.serving.schedule import (
+    INTERACTIVE_IN_A_ROW,
+    Cost,
+    Entry,
+    Lane,
+    Schedule,
+    plan,
+)
+from tests.fakes import ids
+
+LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60)
+BUDGETS = st.integers(16, 600)
+REQUEST = st.tuples(
+    st.sampled_from(list(Lane)), st.integers(0, 2), st.lists(st.integers(1, 99), max_size=9)
+)
+REQUESTS = st.lists(REQUEST, max_size=20)
+"""Requests as (lane, model, lengths)."""
+
+
+class Model:
+    """A model as the schedule knows it."""
+
+    cost = Cost()
+
+
+def fill(
+    budget: int, requests: list[tuple[Lane, int, list[int]]]
+) -> tuple[Schedule[Model], list[Entry]]:
+    """A schedule with these requests, and their entries by age."""
+    schedule: Schedule[Model] = Schedule(budget)
+    models, entries = [Model() for _ in range(3)], []
+    for lane, model, lengths in requests:
+        entries += schedule.add(models[model], lane, None, [ids(length) for length in lengths])
+    return schedule, entries
+
+
+def drain(schedule: Schedule[Model], free: int = 1) -> list[list[Entry]]:
+    """All batches until nothing waits."""
+    batches = []
+    while taken := schedule.take(free):
+        batches.append(taken[1])
+    return batches
+
+
+@given(REQUESTS, BUDGETS, st.integers(1, 4))
+def test_everything_runs_once_within_the_budget(requests: Any, budget: int, free: int) -> None:
+    """Nothing is lost or doubled; batches keep the budget or hold one text, and never mix lines."""
+    schedule, entries = fill(budget, requests)
+    batches = drain(schedule, free)
+    assert sorted(e.sequence for batch in batches for e in batch) == [e.sequence for e in entries]
+    for batch in batches:
+        assert len({id(entry.line) for entry in batch}) == 1
+        assert len(batch) == 1 or sum(entry.length for entry in batch) <= budget
+    assert repr(schedule) == "Schedule(interactive=0, bulk=0)"
+
+
+@given(REQUESTS, BUDGETS)
+def test_nobody_waits_longer_than_stated(requests: Any, budget: int) -> None:
+    """An entry runs within the number of batches that the module states for its lane."""
+    schedule, entries = fill(budget, requests)
+    lanes = {id(line): lane for (lane, _), line in schedule._lines.items()}
+    when = {
+        entry.sequence: number for number, batch in enumerate(drain(schedule), 1) for entry in batch
+    }
+    for lane, share in (
+        (Lane.INTERACTIVE, 1 + 1 / INTERACTIVE_IN_A_ROW),
+        (Lane.BULK, 1 + INTERACTIVE_IN_A_ROW),
+    ):
+        mine = [entry for entry in entries if lanes[id(entry.line)] is lane]
+        for older, entry in enumerate(mine):
+            assert when[entry.sequence] <= math.ceil((older + 1) * share - 1e-9)
+
+
+@given(REQUESTS)
+def test_small_requests_go_first(requests: Any) -> None:
+    """While both lanes wait, three batches of four are interactive."""
+    schedule, _ = fill(64, requests)
+    lanes = {id(line): lane for (lane, _), line in schedule._lines.items()}
+    left = {
+        lane: sum(len(line) for (one, _), line in schedule._lines.items() if one is lane)
+        for lane in Lane
+    }
+    turn = 0
+    for batch in drain(schedule):
+        lane = lanes[id(batch[0].line)]
+        if all(left.values()):
+            assert lane is (Lane.BULK if turn == INTERACTIVE_IN_A_ROW else Lane.INTERACTIVE)
+            turn = 0 if lane is Lane.BULK else turn + 1
+        elif lane is Lane.BULK:
+            turn = 0
+        left[lane] -= len(batch)
+
+
+@given(LENGTHS, BUDGETS, st.data())
+def test_no_smaller_window_is_cheaper(lengths: list[int], budget: int, data: st.DataObject) -> None:
+    """No window that begins at the anchor costs less per token than the chosen one."""
+    lengths, cost = sorted(lengths), Cost()
+    anchor = data.draw(st.integers(0, len(lengths) - 1))
+    start, stop = plan(lengths, anchor, budget, cost)
+    assert start <= anchor < stop
+
+    def rate(low: int, high: int) -> float:
+        part = lengths[low:high]
+        return cost.seconds(len(part), part[-1], sum(part)) / sum(part)
+
+    for high in range(anchor + 1, stop + 1):
+        assert rate(start, stop) <= rate(anchor, high) + 1e-12
+
+
+def test_far_longer_text_is_left_out() -> None:
+    """One long text does not make a batch of short ones pay for its attention."""
+    assert plan([10] * 20 + [500], 0, 1000, Cost()) == (0, 20)
+
+
+def test_idle_slots_share() -> None:
+    """What waits is divided between idle slots, down to a size that is worth a run."""
+    schedule, _ = fill(1000, [(Lane.BULK, 0, [50] * 8)])
+    assert len(drain(schedule, 2)[0]) == 4
+    schedule, _ = fill(1000, [(Lane.BULK, 0, [10] * 6)])
+    assert len(drain(schedule, 2)[0]) == 6
+
+
+def test_removed_entries_do_not_run() -> None:
+    """An entry taken out of line is gone, among others of its length, and only once."""
+    schedule, entries = fill(1000, [(Lane.BULK, 0, [5, 5, 5, 7])])
+    for _ in range(2):
+        entries[1].line.remove(entries[1])
+    assert repr(schedule) == "Schedule(interactive=0, bulk=3)"
+    assert [entry.index for entry in drain(schedule)[0]] == [0, 2, 3]
+
+
+def test_oldest_model_goes_first() -> None:
+    """Of two models in a lane, the one with the older text goes first."""
+    schedule, entries = fill(64, [(Lane.BULK, 1, [60]), (Lane.BULK, 0, [60]), (Lane.BULK, 1, [60])])
+    assert [batch[0] for batch in drain(schedule)] == entries
