@@ -26,6 +26,8 @@ class FakeSession:
         self.width = width
         self.batches: list[list[int]] = []
         """Lengths of the texts of every run so far."""
+        self.wide: list[bool] = []
+        """Whether each of them was wide."""
         self.running = threading.Semaphore(0)
         """One release per run that has started."""
         self._gate = threading.Event()
@@ -39,9 +41,10 @@ class FakeSession:
         """Let the waiting runs go on."""
         self._gate.set()
 
-    def run(self, texts: Sequence[Ids]) -> Rows:
+    def run(self, texts: Sequence[Ids], *, wide: bool = False) -> Rows:
         """See `Session`."""
         self.batches.append([len(ids) for ids in texts])
+        self.wide.append(wide)
         self.running.release()
         assert self._gate.wait(10)
         if any(self.poison in ids for ids in texts):

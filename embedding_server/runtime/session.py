@@ -17,6 +17,8 @@ VERSION: str = ort.__version__
 """ONNX Runtime's version: part of what decides a vector's last bits."""
 
 _ERRORS_ONLY = 3
+_WIDE_BELOW_BYTES = 512 << 20
+"""A wide session is a second copy of the weights; larger models do without."""
 
 
 class SessionError(Exception):
@@ -30,8 +32,11 @@ class Session(Protocol):
     def provider(self) -> str:
         """The execution provider really in use, in ONNX Runtime's spelling."""
 
-    def run(self, texts: Sequence[Ids]) -> Rows:
-        """Raw vectors of shape (texts, dimensions), in order; raises `SessionError`."""
+    def run(self, texts: Sequence[Ids], *, wide: bool = False) -> Rows:
+        """Raw vectors of shape (texts, dimensions), in order; raises `SessionError`.
+
+        `wide` says that nothing else runs, so that one run may use all cores.
+        """
 
 
 class PackedSession:
@@ -39,33 +44,42 @@ class PackedSession:
 
     Args:
         path: the ONNX file.
-        threads: intra-op threads of one run.
+        threads: of a wide run; others have one.
 
     Raises:
         SessionError: the file is missing, or no graph that this runtime can open.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Shapes change with every batch: a recorded memory pattern never fits the next one.
-        options.enable_mem_pattern = False
-        options.log_severity_level = _ERRORS_ONLY
-        try:
-            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as exc:  # ONNX Runtime's exceptions share no base class
-            raise SessionError(f"{path}: {exc}") from exc
-        self.provider: str = self._session.get_providers()[0]
+        self._narrow = self._wide = _open(path, 1)
+        if threads > 1 and path.stat().st_size <= _WIDE_BELOW_BYTES:
+            self._wide = _open(path, threads)
+        self.provider: str = self._narrow.get_providers()[0]
 
-    def run(self, texts: Sequence[Ids]) -> Rows:
+    def run(self, texts: Sequence[Ids], *, wide: bool = False) -> Rows:
         """See `Session`."""
+        session = self._wide if wide else self._narrow
         feeds = {
             "input_ids": np.concatenate(texts),
             "lengths": np.array([len(ids) for ids in texts], np.int64),
         }
         try:
-            rows: Rows = self._session.run(["sentence_embedding"], feeds)[0]
+            rows: Rows = session.run(["sentence_embedding"], feeds)[0]
         except Exception as exc:  # ONNX Runtime's exceptions share no base class
             raise SessionError(str(exc)) from exc
         return rows
+
+
+def _open(path: Path, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Shapes change with every batch: a recorded memory pattern never fits the next one.
+    options.enable_mem_pattern = False
+    # Threads that went on spinning after a wide run would take their cores from the next runs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = _ERRORS_ONLY
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as exc:  # ONNX Runtime's exceptions share no base class
+        raise SessionError(f"{path}: {exc}") from exc

@@ -37,8 +37,9 @@ def usable_cores() -> int:
 class Run:
     """One batch on a slot, with what came of it."""
 
-    def __init__(self, batcher: "Batcher", entries: list[Entry]) -> None:
+    def __init__(self, batcher: "Batcher", entries: list[Entry], *, wide: bool = False) -> None:
         self.batcher = batcher
+        self.wide = wide
         self.entries = entries
         self.rows: Rows | None = None
         self.finite: list[bool] = []
@@ -60,7 +61,7 @@ class Run:
         """
         started = time.perf_counter()
         try:
-            rows = self.batcher.session.run([entry.ids for entry in self.entries])
+            rows = self.batcher.session.run([entry.ids for entry in self.entries], wide=self.wide)
             expected = (len(self.entries), self.batcher.dimensions)
             if rows.shape != expected:
                 raise ValueError(f"rows of shape {rows.shape}, expected {expected}")  # noqa: TRY301
@@ -143,7 +144,7 @@ class Device:
                 if not run.entries:
                     continue
             elif taken := self.schedule.take(free):
-                run = Run(*taken)
+                run = Run(*taken, wide=free == self.slots and not self.schedule)
             else:
                 return
             run.started = time.monotonic()

@@ -52,7 +52,7 @@ class Loader:
             )
             tokenizer_file = spec.directory / "tokenizer.json"
             tokenizer = Tokenizer(tokenizer_file, spec.max_tokens)
-            session = PackedSession(graph, threads=1)
+            session = PackedSession(graph, self._device.slots)
             check(spec, tokenizer, session)
         except (ConvertError, TokenizerError, SessionError) as exc:
             raise LoadError(str(exc)) from exc

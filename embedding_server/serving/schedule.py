@@ -142,6 +142,9 @@ class Schedule(Generic[M]):
             texts[lane] += len(line)
         return f"Schedule(interactive={texts[Lane.INTERACTIVE]}, bulk={texts[Lane.BULK]})"
 
+    def __bool__(self) -> bool:
+        return any(self._lines.values())
+
     def waiting(self, model: M) -> int:
         """Texts of a model that wait."""
         return sum(len(line) for (_, owner), line in self._lines.items() if owner is model)

@@ -26,7 +26,7 @@ class Broken:
 
     provider = "BrokenExecutionProvider"
 
-    def run(self, texts: Any) -> Any:
+    def run(self, texts: Any, *, wide: bool = False) -> Any:
         """See `Session`."""
         raise ValueError("/secret/path: CUDA error 700")
 

@@ -228,3 +228,21 @@ async def test_costs_are_learned(device: Device) -> None:
     for _ in range(50):
         await line.embed([ids(8)])
     assert line.cost.seconds(1, 8, 8) < before / 2
+
+
+async def test_a_lone_batch_is_wide() -> None:
+    """A batch that takes all that waits while nothing runs may use all cores, others may not."""
+    device = Device(2, 64, Metrics("test"))
+    device.start()
+    session = FakeSession()
+    line = batcher(device, session)
+    await line.embed([ids(8)])
+    assert session.wide == [True]
+    await line.embed([ids(60), ids(60)])
+    session.block()
+    tasks = [asyncio.create_task(line.embed([ids(8)])) for _ in range(2)]
+    await asyncio.sleep(0)
+    session.release()
+    await asyncio.gather(*tasks)
+    assert session.wide == [True, False, False, True, False]
+    device.stop()
