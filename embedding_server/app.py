@@ -23,6 +23,7 @@ from embedding_server.serving.admission import AdmissionQueue
 from embedding_server.serving.device import Device, usable_cores
 from embedding_server.serving.engine import Engine
 from embedding_server.serving.loader import Loader
+from embedding_server.serving.readiness import Readiness
 from embedding_server.serving.registry import Registry
 from embedding_server.settings import Settings
 
@@ -78,6 +79,7 @@ def create_app(settings: Settings) -> App:
         catalog.models.values(),
         Loader(device, settings.cache_dir, tokenizing, metrics),
         settings.queue_timeout_ms / 1000,
+        settings.max_queue_depth,
         metrics,
     )
     engine = Engine(
@@ -88,22 +90,30 @@ def create_app(settings: Settings) -> App:
         max_text_chars=settings.max_text_chars,
         request_timeout=settings.request_timeout_ms / 1000,
     )
+    preloaded = _preloaded(settings, catalog)
     parts = Parts(
         settings=settings,
         metrics=metrics,
         device=device,
         engine=engine,
-        preloaded=_preloaded(settings, catalog),
+        readiness=Readiness(
+            catalog=catalog,
+            registry=registry,
+            device=device,
+            queue=queue,
+            required=preloaded,
+            policy=settings.ready_policy,
+        ),
         started=time.monotonic(),
     )
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         device.start()
-        registry.preload(parts.preloaded)
+        registry.preload(preloaded)
         yield
         await registry.stop()
-        tokenizing.shutdown()
+        tokenizing.shutdown(wait=False, cancel_futures=True)
         device.stop()
 
     return App(RequestLog(_litestar(parts, lifespan), queue, metrics), parts)
@@ -115,7 +125,9 @@ def _litestar(parts: Parts, lifespan: Lifespan) -> Litestar:
     return Litestar(
         [handler for handlers in ROUTERS.values() for handler in handlers],
         request_class=ApiRequest,
-        middleware=[lambda app: BodyReader(app, settings.max_body_bytes, budget, parts.metrics)],
+        middleware=[
+            lambda app: BodyReader(app, settings.max_body_bytes, budget, queue, parts.metrics)
+        ],
         exception_handlers={Exception: render},
         lifespan=[lifespan],
         openapi_config=openapi_config(),

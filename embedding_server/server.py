@@ -91,6 +91,6 @@ def _listen(hostname: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address[:2], family=family, backlog=2048)
-    except OSError as exc:
-        raise StartupError(f"cannot listen on {hostname}:{port}: {exc.strerror}") from exc
+    except (OSError, UnicodeError) as exc:
+        raise StartupError(f"cannot listen on {hostname}:{port}: {exc}") from exc
     return listener

@@ -212,7 +212,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def with_dotenv(environ: Mapping[str, str]) -> dict[str, str]:
     """`environ` over what `.env` in the working directory says."""
-    return {key: text for key, text in dotenv_values(".env").items() if text} | dict(environ)
+    try:
+        dotenv = dotenv_values(".env")
+    except (OSError, UnicodeError) as exc:
+        raise SettingsError(f".env cannot be read: {exc}") from exc
+    return {key: text for key, text in dotenv.items() if text} | dict(environ)
 
 
 def load(environ: Mapping[str, str], flags: Mapping[str, str | None]) -> Settings:

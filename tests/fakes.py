@@ -18,6 +18,7 @@ class FakeSession:
     """
 
     provider = "FakeExecutionProvider"
+    precision = "fp32"
 
     def __init__(
         self, *, poison: int = -1, nan: int = -1, deadly: int = -1, width: int = WIDTH
@@ -30,23 +31,28 @@ class FakeSession:
         """Whether each of them was wide."""
         self.running = threading.Semaphore(0)
         """One release per run that has started."""
-        self._gate = threading.Event()
-        self._gate.set()
+        self._open = True
+        self._gate = threading.Semaphore(0)
 
     def block(self) -> None:
         """Make runs wait from now on."""
-        self._gate.clear()
+        self._open = False
+
+    def release_one(self) -> None:
+        """Let one waiting run go on."""
+        self._gate.release()
 
     def release(self) -> None:
-        """Let the waiting runs go on."""
-        self._gate.set()
+        """Let the waiting runs go on, and those to come."""
+        self._open = True
+        self._gate.release(100)
 
     def run(self, texts: Sequence[Ids], *, wide: bool = False) -> Rows:
         """See `Session`."""
         self.batches.append([len(ids) for ids in texts])
         self.wide.append(wide)
         self.running.release()
-        assert self._gate.wait(10)
+        assert self._open or self._gate.acquire(timeout=10)
         if any(self.poison in ids for ids in texts):
             raise ValueError("poisoned")
         if any(self.deadly in ids for ids in texts):

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.process import COMMAND, environment, free_port, server
+from tests.process import COMMAND, environment, server
 
 DEMO = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -23,6 +23,8 @@ DEMO = "sentence-transformers/all-MiniLM-L6-v2"
         (["--demo"], {"INFERENCE_PORT": "tcp://10.0.0.1:8090"}, 2, "Kubernetes Service"),
         (["--demo"], {"INFERENCE_PRELOAD": "nope"}, 2, "the model is in no allow-list"),
         (["--demo", "--allowed-rerank-models", "all-MiniLM-L6"], {}, 2, "did you mean Qdrant/all-"),
+        (["--demo", "--hostname", "a..b"], {}, 1, "cannot listen on a..b"),
+        (["--allowed-embedding-models", "*"], {}, 2, "no model is known"),
         (["--demo", "--hostname", "no.such.host.invalid"], {}, 1, "cannot listen on no.such.host"),
     ],
 )  # fmt: skip
@@ -111,6 +113,28 @@ def test_sigterm_drains() -> None:
         assert events[-1] == "server.stopped"
 
 
+def test_drain_timeout_is_a_503() -> None:
+    """Work that is not done when the time to drain is over gets the contract's 503."""
+    flags = ("--drain-grace-ms", "0", "--drain-timeout-ms", "1000", "--threads", "1")
+    with server("--demo", *flags) as client:
+        client.until("/health/ready")
+        body = {"model": DEMO, "input": ["word " * 300] * 128}
+        answers: list[httpx.Response] = []
+        url = f"{client.base_url}/api/embed"
+        accepted = threading.Thread(
+            target=lambda: answers.append(httpx.post(url, json=body, timeout=30))
+        )
+        accepted.start()
+        while client.get("/health/status").json()["models"][DEMO]["queue"] == 0:
+            pass
+        client.process.send_signal(signal.SIGTERM)
+        client.process.communicate(timeout=30)
+        accepted.join(30)
+        assert client.process.returncode == 0
+        assert answers[0].status_code == 503
+        assert answers[0].json()["code"] == "SERVICE_UNAVAILABLE"
+
+
 def test_second_signal_ends_at_once() -> None:
     """A second signal does not wait for the grace period."""
     with server("--demo", "--drain-grace-ms", "60000") as client:
@@ -149,9 +173,3 @@ def test_pretty_logs() -> None:
         output, _ = client.process.communicate(timeout=30)
     assert "server.listening" in output
     assert not output.startswith("{")
-
-
-def test_free_port_is_free() -> None:
-    """The tests' own helper gives ports nobody listens on."""
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"http://127.0.0.1:{free_port()}")

@@ -65,6 +65,8 @@ class ByteBudget:
 
         def charge(size: int) -> None:
             nonlocal charged
+            if charged + size > self._limit:
+                raise _too_large(self._limit)
             if self._used + size > self._limit:
                 raise self._queue.refusal("queued_bytes", "too many request bytes are waiting")
             charged += size
@@ -87,10 +89,18 @@ class BodyReader:
         budget: bounds the bodies of all requests together.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, budget: ByteBudget, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int,
+        budget: ByteBudget,
+        queue: AdmissionQueue,
+        metrics: Metrics,
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._budget = budget
+        self._queue = queue
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -153,10 +163,14 @@ class BodyReader:
         try:
             await self._app(scope, replay, forward)
         except asyncio.CancelledError:
-            if not left:
+            if left:
+                handler.uncancel()
+                self._metrics.cancelled.inc()
+            elif self._queue.draining:  # the server's time to finish accepted work is over
+                handler.uncancel()
+                raise self._queue.refusal("draining", "the server is shutting down") from None
+            else:
                 raise
-            handler.uncancel()
-            self._metrics.cancelled.inc()
         finally:
             watcher.cancel()
 
@@ -200,4 +214,6 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytes:
         raise _too_large(limit)
     if not stream.eof:
         raise BadRequest(f"the {encoding} body is damaged: it ends too early")
+    if stream.unused_data:
+        raise BadRequest(f"the {encoding} body is damaged: data follow its end")
     return plain

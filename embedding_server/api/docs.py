@@ -14,7 +14,6 @@ from litestar.static_files import create_static_files_router
 
 from embedding_server import __version__
 from embedding_server.api.body import ApiRequest
-from embedding_server.api.middleware import QUIET
 
 _PAGE = "/swagger-ui"
 _ASSETS = "/swagger-ui/assets"
@@ -42,10 +41,10 @@ def openapi_config() -> OpenAPIConfig:
 def assets() -> Router:
     """Swagger UI's files, out of the package `swagger-ui-py`."""
     directory = Path(str(resources.files("swagger_ui") / "static"))
-    return create_static_files_router(_ASSETS, [directory], opt={QUIET: True})
+    return create_static_files_router(_ASSETS, [directory])
 
 
-@get("/api/openapi.json", include_in_schema=False, opt={QUIET: True}, sync_to_thread=False)
+@get("/api/openapi.json", include_in_schema=False, sync_to_thread=False)
 def openapi(request: ApiRequest) -> Response[dict[str, Any]]:
     """The OpenAPI 3.1 document."""
     return Response(request.app.openapi_schema.to_schema())

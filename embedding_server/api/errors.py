@@ -18,6 +18,7 @@ from embedding_server.errors import (
     PayloadTooLarge,
     ServiceError,
     ServiceUnavailable,
+    Unavailable,
     UnsupportedMediaType,
 )
 
@@ -58,7 +59,10 @@ def render(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorB
     body = ErrorBody(
         error=known.text, code=known.code, request_id=event(request.scope)["request_id"]
     )
-    event(request.scope).update(code=known.code, reason=getattr(known, "reason", None))
+    fields = event(request.scope)
+    fields["code"] = known.code
+    if isinstance(known, Unavailable):
+        fields["reason"] = known.reason
     return Response(body, status_code=known.status, headers=headers)
 
 

@@ -16,8 +16,11 @@ from litestar.types import ASGIApp, HTTPResponseStartEvent, Message, Receive, Sc
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving.admission import AdmissionQueue
 
-QUIET, INFERENCE = "quiet", "inference"
-"""Handler options: no log event and no HTTP metrics; queue headers on every answer."""
+INFERENCE = "inference"
+"""Handler option: queue headers on every answer."""
+
+_QUIET = ("/health", "/metrics", "/swagger-ui", "/api/openapi.json")
+"""Paths that begin so have no log event and no HTTP metrics."""
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
@@ -60,7 +63,7 @@ class RequestLog:
         wanted = header(scope, b"x-request-id")
         name = wanted if _REQUEST_ID.fullmatch(wanted) else secrets.token_hex(16)
         scope.setdefault("state", {})["event"] = fields = {"request_id": name}
-        status, size = 0, 0
+        status, size, path = 0, 0, scope["path"]
 
         async def observe(message: Message) -> None:
             nonlocal status, size
@@ -74,13 +77,14 @@ class RequestLog:
         try:
             await self._app(scope, receive, observe)
         finally:
-            if not _has(scope, QUIET):
+            if not path.startswith(_QUIET):
                 self._record(scope, fields, status, size, time.perf_counter() - started)
 
     def _add_headers(self, message: HTTPResponseStartEvent, scope: Scope, name: str) -> None:
         queue = self._queue
         headers = [(b"x-request-id", name.encode())]
-        if _has(scope, INFERENCE):
+        handler = scope.get("route_handler")
+        if handler is not None and INFERENCE in handler.opt:
             headers += [
                 (b"x-queue-depth", b"%d" % queue.depth),
                 (b"x-queue-capacity", b"%d" % queue.max_depth),
@@ -105,8 +109,3 @@ class RequestLog:
             bytes=size,
             **fields,
         )
-
-
-def _has(scope: Scope, option: str) -> bool:
-    handler = scope.get("route_handler")
-    return handler is not None and bool(handler.opt.get(option))

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from embedding_server.api.body import ApiRequest
 from embedding_server.api.encode import base64_rows, compressed, json_object, json_rows
 from embedding_server.api.errors import ERRORS
-from embedding_server.api.middleware import INFERENCE, event
+from embedding_server.api.middleware import INFERENCE, event, header
 from embedding_server.api.parts import parts
 from embedding_server.core import Embeddings, Ranking, Task
 from embedding_server.errors import BadRequest
@@ -33,15 +33,15 @@ class _EmbedOptions(msgspec.Struct, kw_only=True, frozen=True):
     encoding_format: Literal["float", "base64"] = "float"
     timeout_ms: Timeout | None = None
 
-    def options(self) -> Options:
-        """The engine's options."""
+    def options(self, timeout: float | None) -> Options:
+        """The engine's options; `timeout` in seconds."""
         return Options(
             dimensions=self.dimensions,
             normalize=self.normalize,
             truncate=self.truncate,
             input_type=self.input_type,
             prompt=self.prompt,
-            timeout=self.timeout_ms / 1000 if self.timeout_ms else None,
+            timeout=timeout,
         )
 
 
@@ -89,7 +89,7 @@ class Document(msgspec.Struct, frozen=True):
     """A document with an id of the client's own."""
 
     text: str
-    id: str | None = None
+    id: str | UnsetType = UNSET
 
 
 class RerankRequest(msgspec.Struct, kw_only=True, frozen=True):
@@ -157,7 +157,9 @@ async def _embed(request: ApiRequest, data: _EmbedOptions, texts: list[str]) -> 
     limit = parts(request).settings.max_batch_size
     if len(texts) > limit:
         raise BadRequest(f"Batch size {len(texts)} exceeds maximum {limit}")
-    answer = await parts(request).engine.embed(data.model, texts, data.options())
+    answer = await parts(request).engine.embed(
+        data.model, texts, data.options(_timeout(request, data.timeout_ms))
+    )
     encoded = (
         base64_rows(answer.rows)
         if data.encoding_format == "base64"
@@ -189,21 +191,29 @@ async def rerank(request: ApiRequest, data: JSONBody[RerankRequest]) -> Response
         data.query,
         [one.text for one in documents],
         min(tops, default=None),
-        Options(
-            truncate=data.truncate, timeout=data.timeout_ms / 1000 if data.timeout_ms else None
-        ),
+        Options(truncate=data.truncate, timeout=_timeout(request, data.timeout_ms)),
     )
     results = [
         Ranked(
             index=index,
             text=documents[index].text,
-            id=documents[index].id or UNSET,
+            id=documents[index].id,
             score=score if data.return_scores else UNSET,
         )
         for index, score in zip(answer.order, answer.scores, strict=True)
     ]
     body = msgspec.json.encode(RerankAnswer(results=results, model=data.model))
     return await _respond(request, body, data.model, len(documents), answer)
+
+
+def _timeout(request: ApiRequest, milliseconds: int | None) -> float | None:
+    """The client's own deadline in seconds: the field's, else the header's."""
+    text = header(request.scope, b"x-request-timeout-ms")
+    if milliseconds is None and text:
+        if not (text.isascii() and text.isdigit() and int(text)):
+            raise BadRequest("X-Request-Timeout-Ms must be a positive number of milliseconds")
+        milliseconds = int(text)
+    return milliseconds / 1000 if milliseconds else None
 
 
 async def _respond(

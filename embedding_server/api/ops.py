@@ -8,10 +8,9 @@ from litestar import Response, get
 from litestar.openapi.datastructures import ResponseSpec
 
 from embedding_server.api.body import ApiRequest
-from embedding_server.api.middleware import QUIET
 from embedding_server.api.parts import Parts, parts
 from embedding_server.core import Task
-from embedding_server.serving.registry import Resident, State
+from embedding_server.serving.registry import Resident
 
 
 class Live(msgspec.Struct):
@@ -73,7 +72,7 @@ class Status(msgspec.Struct):
     models: dict[str, ModelStatus]
 
 
-@get("/health/live", opt={QUIET: True}, sync_to_thread=False)
+@get("/health/live", sync_to_thread=False)
 def live() -> Live:
     """200 as long as the process runs."""
     return Live(status="ok")
@@ -81,25 +80,30 @@ def live() -> Live:
 
 @get(
     "/health/ready",
-    opt={QUIET: True},
     sync_to_thread=False,
     responses={503: ResponseSpec(Ready, generate_examples=False, description="not ready")},
 )
 def ready(request: ApiRequest) -> Response[Ready]:
     """200 when every model that must be resident serves, else 503 with the reasons."""
-    answer = _ready(parts(request))
-    return Response(answer, status_code=200 if answer.status == "ok" else 503)
+    answer = parts(request).readiness.check()
+    body = Ready(
+        status=_word(ready=answer.ready),
+        embedding=answer.tasks[Task.EMBED],
+        reranker=answer.tasks[Task.RERANK],
+        reasons=answer.reasons,
+    )
+    return Response(body, status_code=200 if answer.ready else 503)
 
 
-@get("/health/status", opt={QUIET: True}, sync_to_thread=False)
+@get("/health/status", sync_to_thread=False)
 def status(request: ApiRequest) -> Status:
     """The live numbers."""
     here = parts(request)
-    answer = _ready(here)
+    answer = here.readiness.check()
     return Status(
-        status=answer.status,
-        embedding_ready=answer.embedding,
-        reranker_ready=answer.reranker,
+        status=_word(ready=answer.ready),
+        embedding_ready=answer.tasks[Task.EMBED],
+        reranker_ready=answer.tasks[Task.RERANK],
         available_permits=here.engine.queue.permits,
         total_queue_depth=here.engine.queue.depth,
         gpu_vram_pressure=0.0,
@@ -107,23 +111,22 @@ def status(request: ApiRequest) -> Status:
     )
 
 
-@get("/health", opt={QUIET: True}, sync_to_thread=False)
+@get("/health", sync_to_thread=False)
 def health(request: ApiRequest) -> Health:
     """One merged view."""
     here = parts(request)
-    answer = _ready(here)
-    cache = _cache_info(here)
+    answer, cache = here.readiness.check(), _cache_info(here)
     return Health(
-        status=answer.status,
+        status=_word(ready=answer.ready),
         total_models=len(here.engine.registry.residents),
         loaded_models=cache.num_cached,
-        startup_complete=answer.status == "ok",
+        startup_complete=answer.started,
         cache_info=cache,
         uptime_seconds=_uptime(here),
     )
 
 
-@get("/metrics", opt={QUIET: True}, sync_to_thread=False, media_type="text/plain")
+@get("/metrics", sync_to_thread=False, media_type="text/plain")
 def metrics(request: ApiRequest) -> Response[bytes]:
     """Prometheus text, OpenMetrics or a JSON summary, as `Accept` asks."""
     here, accept = parts(request), request.headers.get("accept", "")
@@ -139,34 +142,8 @@ def metrics(request: ApiRequest) -> Response[bytes]:
     return Response(text, media_type=content_type)
 
 
-def _ready(here: Parts) -> Ready:
-    residents = here.engine.registry.residents
-    required = {spec.id: residents[spec.id].state is State.READY for spec in here.preloaded}
-    reasons = [
-        f"{name}: {residents[name].state}"
-        + f" ({residents[name].error})" * bool(residents[name].error)
-        for name, serves in required.items()
-        if not serves
-    ]
-    enough = any if here.settings.ready_policy == "any" and required else all
-    serving = enough(required.values())
-    if problem := here.device.problem:
-        reasons.append(problem)
-    if here.engine.queue.draining:
-        reasons.append("the server is shutting down")
-    able = not problem and not here.engine.queue.draining
-
-    def serves(task: Task) -> bool:
-        listed = {spec.id for spec in here.engine.catalog.listed[task].values()}
-        flags = [flag for name, flag in required.items() if name in listed]
-        return bool(listed) and able and enough(flags or [True])
-
-    return Ready(
-        status="ok" if serving and able else "not_ready",
-        embedding=serves(Task.EMBED),
-        reranker=serves(Task.RERANK),
-        reasons=[] if serving and able else reasons,
-    )
+def _word(*, ready: bool) -> str:
+    return "ok" if ready else "not_ready"
 
 
 def _model(resident: Resident) -> ModelStatus:
@@ -174,7 +151,7 @@ def _model(resident: Resident) -> ModelStatus:
     return ModelStatus(
         state=resident.state,
         provider=model.provider if model else None,
-        precision="fp32" if model else None,
+        precision=model.precision if model else None,
         resident_bytes=model.resident_bytes if model else 0,
         queue=model.batcher.waiting if model else 0,
         fingerprint=model.fingerprint if model else None,

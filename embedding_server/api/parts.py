@@ -5,25 +5,24 @@ from typing import Any
 import msgspec
 from litestar import Request
 
-from embedding_server.core import ModelSpec
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving.device import Device
 from embedding_server.serving.engine import Engine
+from embedding_server.serving.readiness import Readiness
 from embedding_server.settings import Settings
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of one application.
 
-    `preloaded` are the models that must serve before the server is ready; `started` is
-    `time.monotonic()` at creation.
+    `started` is `time.monotonic()` at creation.
     """
 
     settings: Settings
     metrics: Metrics
     device: Device
     engine: Engine
-    preloaded: tuple[ModelSpec, ...]
+    readiness: Readiness
     started: float
 
 

@@ -7,6 +7,8 @@ A request's model name passes here first: `resolve` turns it into a `ModelSpec` 
 import difflib
 from collections.abc import Iterable, Mapping
 
+import structlog
+
 from embedding_server.catalog.demo import demo_model
 from embedding_server.catalog.local import ModelFilesError, read_directory
 from embedding_server.core import ModelSpec, Task
@@ -16,6 +18,9 @@ from embedding_server.settings import Names, Settings
 __all__ = ["Catalog", "open_catalog"]
 
 _EVERYTHING = "*"
+_SHOWN_CHARS = 200
+
+log = structlog.get_logger()
 
 
 class Catalog:
@@ -53,9 +58,10 @@ class Catalog:
         """The spec behind a client's model name; raises `UnsupportedModel`."""
         if spec := self._allowed[task].get(name):
             return spec
+        shown = name[:_SHOWN_CHARS]
         if any(name in allowed for allowed in self._allowed.values()):
-            raise UnsupportedModel(f"Model {name} is not allowed for {task}, only for another task")
-        raise UnsupportedModel(f"Model {name} is not in the allowed models list")
+            raise UnsupportedModel(f"Model {shown} is allowed for another task, not for {task}")
+        raise UnsupportedModel(f"Model {shown} is not in the allowed models list")
 
     def spec(self, name: str) -> ModelSpec:
         """The allowed model of that name, whatever its task; raises `SettingsError`."""
@@ -66,6 +72,8 @@ class Catalog:
 
     def _named(self, task: Task, names: Names) -> dict[str, ModelSpec]:
         if _EVERYTHING in names:
+            if not self._known:
+                raise SettingsError(f"{_VARIABLES[task]}: no model is known that `*` could mean")
             return {spec.id: spec for spec in self._known.values()}
         for name in names:
             if name not in self._known:
@@ -99,10 +107,17 @@ def _own_models(settings: Settings) -> list[ModelSpec]:
     assert settings.model_path
     try:
         directories = sorted(path for path in settings.model_path.iterdir() if path.is_dir())
-        return [read_directory(path, path.name) for path in directories]
     except OSError as exc:
         raise SettingsError(
             f"INFERENCE_MODEL_PATH={str(settings.model_path)!r}: {exc.strerror}"
         ) from exc
-    except ModelFilesError as exc:
-        raise StartupError(str(exc)) from exc
+    named = settings.allowed_embedding_models + settings.allowed_rerank_models
+    specs = []
+    for path in directories:
+        try:
+            specs.append(read_directory(path, path.name))
+        except ModelFilesError as exc:
+            if path.name in named:
+                raise StartupError(str(exc)) from exc
+            log.warning("model.unusable", error=str(exc))
+    return specs

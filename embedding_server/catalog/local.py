@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from embedding_server.core import ModelSpec, Pooling
+from embedding_server.settings import Names
 
 _POOLING_FLAGS = {
     "pooling_mode_mean_tokens": Pooling.MEAN,
@@ -27,7 +28,7 @@ def read_directory(
     directory: Path,
     name: str,
     *,
-    aliases: tuple[str, ...] = (),
+    aliases: Names = (),
     description: str = "",
     weights_sha256: str | None = None,
 ) -> ModelSpec:
@@ -36,6 +37,15 @@ def read_directory(
     Raises:
         ModelFilesError: a file is missing, is no JSON, or asks for a pooling that is not known.
     """
+    try:
+        return _describe(directory, name, aliases, description, weights_sha256)
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise ModelFilesError(f"{directory}: its JSON files lack {exc}") from exc
+
+
+def _describe(
+    directory: Path, name: str, aliases: Names, description: str, weights_sha256: str | None
+) -> ModelSpec:
     config = _read(directory / "config.json", required=True)
     modules = _read(directory / "modules.json") or [{"type": "Transformer"}, {"type": "Pooling"}]
     kinds = [module["type"].rpartition(".")[2] for module in modules]

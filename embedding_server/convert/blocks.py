@@ -16,6 +16,11 @@ from numpy.typing import NDArray
 from embedding_server.convert.graph import Graph
 from embedding_server.core import Pooling
 
+
+class ConvertError(Exception):
+    """The model cannot be converted; the message names the file and what is wrong."""
+
+
 Weights = Callable[[str], NDArray[Any]]
 """Looks a tensor up by its name in the checkpoint."""
 
@@ -130,12 +135,19 @@ def gelu_tanh(g: Graph, states: str) -> str:
     return g.contrib("FastGelu", states)
 
 
-ACTIVATIONS: dict[str, Callable[[Graph, str], str]] = {
+_ACTIVATIONS: dict[str, Callable[[Graph, str], str]] = {
     "gelu": gelu,
     "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
     "relu": lambda g, states: g.node("Relu", states),
 }
+
+
+def activation(name: str) -> Callable[[Graph, str], str]:
+    """The activation that config.json calls `name`; raises `ConvertError`."""
+    if name not in _ACTIVATIONS:
+        raise ConvertError(f"hidden_act {name} is not one of {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
 
 
 def embedding(g: Graph, name: str, table: NDArray[np.float32], index: str) -> str:

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import structlog
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from embedding_server.convert.blocks import Packing, Weights
+from embedding_server.convert.blocks import ConvertError, Packing, Weights
 from embedding_server.convert.families import FAMILIES
 from embedding_server.convert.graph import Graph
 from embedding_server.core import Pooling
@@ -28,10 +29,6 @@ EXTERNAL_ABOVE_BYTES = 2_000_000_000
 _PROGRESS_SECONDS = 1.0
 
 log = structlog.get_logger()
-
-
-class ConvertError(Exception):
-    """The directory cannot be converted; the message names the file and what is wrong."""
 
 
 def convert(
@@ -65,10 +62,13 @@ def convert(
         )
     config = _read_config(directory / "config.json")
     recipe = f"{VERSION} {digest} {pooling} {json.dumps(config, sort_keys=True)}"
-    target = cache.expanduser() / "graphs" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
-    if not (target / MODEL_FILE).exists():
-        with _published(target) as scratch:
-            _build(weights_file, config, pooling, scratch)
+    try:
+        target = cache.expanduser() / "graphs" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
+        if not (target / MODEL_FILE).exists():
+            with _published(target) as scratch:
+                _build(weights_file, config, pooling, scratch)
+    except (OSError, RuntimeError) as exc:
+        raise ConvertError(f"the cache {cache} cannot be used: {exc}") from exc
     return target / MODEL_FILE
 
 
@@ -81,11 +81,14 @@ def _build(weights_file: Path, config: dict[str, Any], pooling: Pooling, out: Pa
     started, size = time.monotonic(), weights_file.stat().st_size
     external = out / f"{MODEL_FILE}_data" if size > EXTERNAL_ABOVE_BYTES else None
     graph = Graph(architecture, external)
-    hidden = config["hidden_size"]
-    with _open_weights(weights_file, f"{config['model_type']}.") as weights:
-        ids, lengths = graph.input("input_ids", "tokens"), graph.input("lengths", "texts")
-        packing = Packing(graph, lengths, hidden)
-        states = FAMILIES[architecture](graph, weights, config, packing, ids)
+    with _open_weights(weights_file) as weights:
+        try:
+            hidden = config["hidden_size"]
+            ids, lengths = graph.input("input_ids", "tokens"), graph.input("lengths", "texts")
+            packing = Packing(graph, lengths, hidden)
+            states = FAMILIES[architecture](graph, weights, config, packing, ids)
+        except KeyError as exc:
+            raise ConvertError(f"config.json has no {exc}") from exc
     graph.output("sentence_embedding", packing.pool(states, pooling), "texts", hidden)
     graph.output("token_embeddings", states, "tokens", hidden)
     graph.save(out / MODEL_FILE)
@@ -93,27 +96,30 @@ def _build(weights_file: Path, config: dict[str, Any], pooling: Pooling, out: Pa
 
 
 @contextlib.contextmanager
-def _open_weights(path: Path, prefix: str) -> Iterator[Weights]:
-    """Look tensors up by name, with or without the prefix that a task head puts before them."""
+def _open_weights(path: Path) -> Iterator[Weights]:
+    """Look tensors up by name, as float32.
+
+    A model with a task head has a prefix before the encoder's names, such as `bert.`.
+    """
     total, done, shown = path.stat().st_size, 0, time.monotonic()
     try:
         with safe_open(path, framework="numpy") as file:
-            names = set(file.keys())
+            full = {name.removeprefix("bert."): name for name in file.keys()}  # noqa: SIM118 - no dict
 
             def weights(name: str) -> NDArray[Any]:
                 nonlocal done, shown
-                tensor: NDArray[Any] = file.get_tensor(name if name in names else prefix + name)
+                if name not in full:
+                    raise ConvertError(f"{path.name} has no tensor {name}")
+                tensor: NDArray[Any] = file.get_tensor(full[name])
                 done += tensor.nbytes
                 if time.monotonic() - shown > _PROGRESS_SECONDS:
                     shown = time.monotonic()
                     log.info("graph.building", percent=round(100 * done / total))
-                return tensor
+                return tensor.astype(np.float32, copy=False)
 
             yield weights
     except SafetensorError as exc:
         raise ConvertError(f"{path.name}: {exc}") from exc
-    except KeyError as exc:
-        raise ConvertError(f"config.json has no {exc}") from exc
 
 
 @contextlib.contextmanager

@@ -107,6 +107,7 @@ class Metrics:
     def _declare_models(self) -> None:
         gauge = self._gauge
         self.model_ready = gauge("model_ready", "1 while the model serves", "model")
+        self.load_failures = self._counter("model_load_failures", "Loads that failed", "model")
         self.model_load_seconds = gauge("model_load_seconds", "Length of the last load", "model")
         self.model_bytes = gauge("model_resident_bytes", "Graph and weights", "model")
 

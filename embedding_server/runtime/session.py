@@ -32,6 +32,10 @@ class Session(Protocol):
     def provider(self) -> str:
         """The execution provider really in use, in ONNX Runtime's spelling."""
 
+    @property
+    def precision(self) -> str:
+        """What it computes in: `fp32`."""
+
     def run(self, texts: Sequence[Ids], *, wide: bool = False) -> Rows:
         """Raw vectors of shape (texts, dimensions), in order; raises `SessionError`.
 
@@ -49,6 +53,8 @@ class PackedSession:
     Raises:
         SessionError: the file is missing, or no graph that this runtime can open.
     """
+
+    precision = "fp32"
 
     def __init__(self, path: Path, threads: int) -> None:
         self._narrow = self._wide = _open(path, 1)

@@ -15,8 +15,8 @@ from embedding_server.core import Encoding
 
 _CHARS_PER_TOKEN = 8
 """First cut; English words have about 5 characters per token."""
-_MARGIN_TOKENS = 16
-"""A cut may change the tokens right before it, so that many are not trusted."""
+_MOST_CHARS_PER_TOKEN = 64
+"""Last cut: of a text with fewer tokens per character, nothing beyond is read."""
 
 
 class TokenizerError(Exception):
@@ -43,24 +43,45 @@ class Tokenizer:
         self._backend.no_padding()
         self.max_tokens = max_tokens
         self._prefix, self._suffix = self._special_tokens()
-        self._room = max_tokens - len(self._prefix) - len(self._suffix)
+        self._room = max_tokens - self.specials
+        if self._room < 1:
+            raise TokenizerError(f"{path}: a limit of {max_tokens} tokens leaves no room for text")
+
+    @property
+    def specials(self) -> int:
+        """Special tokens around every text."""
+        return len(self._prefix) + len(self._suffix)
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """One encoding per text, in order. The calling thread holds no GIL meanwhile."""
-        heads = [text[: self._room * _CHARS_PER_TOKEN] for text in texts]
-        encoded = self._backend.encode_batch_fast(heads, add_special_tokens=False)
+        """One encoding per text, in order; the GIL is free meanwhile."""
+        short = [text for text in texts if len(text) <= self._room * _CHARS_PER_TOKEN]
+        encoded = iter(self._backend.encode_batch_fast(short, add_special_tokens=False))
         return [
-            self._finish(text, head, one.ids)
-            for text, head, one in zip(texts, heads, encoded, strict=True)
+            self._finish(next(encoded).ids, cut=False)
+            if len(text) <= self._room * _CHARS_PER_TOKEN
+            else self._encode_long(text)
+            for text in texts
         ]
 
-    def _finish(self, text: str, head: str, ids: list[int]) -> Encoding:
-        while len(head) < len(text) and len(ids) < self._room + _MARGIN_TOKENS:
-            head = text[: 4 * len(head)]
-            ids = self._backend.encode_batch_fast([head], add_special_tokens=False)[0].ids
-        truncated = len(ids) > self._room
+    def _encode_long(self, text: str) -> Encoding:
+        """Encode the beginning of a text, more of it while that gives too few tokens.
+
+        Cutting inside a word may change its tokens, so the last word of a cut does not count.
+        """
+        chars = self._room * _CHARS_PER_TOKEN
+        most = self._room * _MOST_CHARS_PER_TOKEN
+        while chars < len(text):
+            encoding = self._backend.encode(text[:chars], add_special_tokens=False)
+            words = encoding.word_ids
+            whole = next((at for at, word in enumerate(words) if word == words[-1]), 0)
+            if whole >= self._room or chars >= most:
+                return self._finish(encoding.ids[: whole or None], cut=True)
+            chars = min(4 * chars, most)
+        return self._finish(self._backend.encode(text, add_special_tokens=False).ids, cut=False)
+
+    def _finish(self, ids: list[int], *, cut: bool) -> Encoding:
         kept = [*self._prefix, *ids[: self._room], *self._suffix]
-        return Encoding(ids=np.array(kept, np.int64), truncated=truncated)
+        return Encoding(ids=np.array(kept, np.int64), truncated=cut or len(ids) > self._room)
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
         """What the post-processor puts before and after a text."""

@@ -100,7 +100,7 @@ class Batcher:
                 job.done.set_result(None)
         for entry in failed:
             if not entry.job.done.done():
-                entry.job.done.set_exception(RunError(f"the model failed on text {entry.index}"))
+                entry.job.done.set_exception(RunError("the model failed on this input"))
 
     def _learn(self, run: Run) -> None:
         self._metrics.record_run(self.name, run.shape, run.seconds)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _WATCHDOG_SECONDS = 60.0
 """A run that takes longer is taken for hung; the longest honest one is a few seconds."""
 
+_STOP_SECONDS = 2.0
+
 log = structlog.get_logger()
 
 
@@ -77,13 +79,14 @@ class Run:
     def sort(self) -> tuple[list[tuple[Entry, Rows]], list[list[Entry]], list[Entry]]:
         """What came of each entry: rows to deliver, batches to try again, entries that failed.
 
-        A failed batch is tried again in halves, a text whose row is not finite alone.
+        A failed batch of several requests is tried again in halves, a text whose row is not
+        finite alone.
         """
         if self.rows is None:
+            if all(entry.job is self.entries[0].job for entry in self.entries):
+                return [], [], self.entries
             middle = len(self.entries) // 2
-            if middle:
-                return [], [self.entries[:middle], self.entries[middle:]], []
-            return [], [], self.entries
+            return [], [self.entries[:middle], self.entries[middle:]], []
         good, bad = [], []
         for entry, row, finite in zip(self.entries, self.rows, self.finite, strict=True):
             if finite:
@@ -128,11 +131,12 @@ class Device:
         self._threads = [self._start_thread(loop) for _ in range(self.slots)]
 
     def stop(self) -> None:
-        """End the threads after the runs they are in."""
+        """End the threads after the runs they are in, or leave them behind where a run hangs."""
         for _ in self._threads:
             self._inbox.put(None)
+        deadline = time.monotonic() + _STOP_SECONDS
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
         self._threads = []
 
     def dispatch(self) -> None:
@@ -169,10 +173,13 @@ class Device:
     def _finish(self, run: Run) -> None:
         del self._running[run]
         good, again, failed = run.sort()
-        self._retries.extend(Run(run.batcher, entries) for entries in again)
-        # The next runs start before this one's answers are handed out.
-        self.dispatch()
-        run.batcher.finish(run, good, failed)
+        self._retries.extendleft(Run(run.batcher, entries) for entries in reversed(again))
+        if failed:  # before any retry of the same request starts
+            run.batcher.finish(run, good, failed)
+            self.dispatch()
+        else:  # the next runs start before this one's answers are handed out
+            self.dispatch()
+            run.batcher.finish(run, good, failed)
 
     def _replace(self, thread: threading.Thread) -> None:
         log.error("slot.restarted")

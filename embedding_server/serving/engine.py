@@ -18,6 +18,7 @@ from embedding_server.errors import BadRequest, DeadlineExceeded, EmbeddingError
 from embedding_server.observability.metrics import OTHER_MODEL, Metrics
 from embedding_server.serving.admission import AdmissionQueue
 from embedding_server.serving.batcher import RunError
+from embedding_server.serving.model import TextTooLong
 from embedding_server.serving.registry import Registry
 
 _MAX_PROMPT_CHARS = 10_000
@@ -75,9 +76,12 @@ class Engine:
         """
         with self._observed(Task.EMBED, name, len(texts)) as spec:
             _check_dimensions(options.dimensions, spec)
+            self._check_lengths("text", texts)
             prompt = _prompt(spec, options)
             try:
                 raw = await self._run(spec, [prompt + text for text in texts], options)
+            except TextTooLong as exc:
+                raise _too_long(f"text {exc.index}", spec) from exc
             except RunError as exc:
                 raise EmbeddingError(str(exc)) from exc
             rows = raw.rows[:, : options.dimensions]
@@ -95,10 +99,15 @@ class Engine:
         with self._observed(Task.RERANK, name, len(documents)) as spec:
             if top is not None and top < 1:
                 raise BadRequest(f"top_k and top_n must be at least 1, got {top}")
+            self._check_lengths("query", [query])
+            self._check_lengths("document", documents)
             texts = [spec.prompts.get("query", "") + query]
             texts += [spec.prompts.get("document", "") + text for text in documents]
             try:
                 raw = await self._run(spec, texts if documents else [], options)
+            except TextTooLong as exc:
+                which = f"document {exc.index - 1}" if exc.index else "the query"
+                raise _too_long(which, spec) from exc
             except RunError as exc:
                 raise RerankError(str(exc)) from exc
             rows = normalized(raw.rows)
@@ -114,7 +123,8 @@ class Engine:
 
     async def _run(self, spec: ModelSpec, texts: Sequence[str], options: Options) -> Embeddings:
         """Raw vectors within the deadline."""
-        self._check_lengths(texts)
+        if self.queue.draining:
+            raise self.queue.refusal("draining", "the server is shutting down")
         deadline = min(filter(None, (options.timeout, self._request_timeout)), default=None)
         try:
             async with asyncio.timeout(deadline), self.registry.lease(spec) as model:
@@ -130,11 +140,11 @@ class Engine:
                 "request_timeout", f"the request was not done within {deadline:g} s"
             ) from exc
 
-    def _check_lengths(self, texts: Sequence[str]) -> None:
+    def _check_lengths(self, kind: str, texts: Sequence[str]) -> None:
         limit = self._max_text_chars
         for index, text in enumerate(texts if limit else ()):
             if len(text) > limit:
-                raise BadRequest(f"text {index} has {len(text)} characters, the limit is {limit}")
+                raise BadRequest(f"{kind} {index} has {len(text)} characters, the limit is {limit}")
 
     @contextmanager
     def _observed(self, task: Task, name: str, items: int) -> Iterator[ModelSpec]:
@@ -155,6 +165,13 @@ def normalized(rows: Rows) -> Rows:
     squares = np.einsum("ij,ij->i", rows, rows)
     scaled: Rows = rows / np.sqrt(np.maximum(squares, _TINY))[:, None]
     return scaled
+
+
+def _too_long(which: str, spec: ModelSpec) -> BadRequest:
+    return BadRequest(
+        f"{which} has more than {spec.max_tokens} tokens: shorten it, or allow truncation with"
+        " truncate: true"
+    )
 
 
 def _check_dimensions(dimensions: int | None, spec: ModelSpec) -> None:

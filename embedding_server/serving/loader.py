@@ -1,6 +1,7 @@
 """A `ModelSpec` -> a `Model` that has proved itself on this machine."""
 
 import hashlib
+import shutil
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from embedding_server.serving.batcher import Batcher
 from embedding_server.serving.device import Device
 from embedding_server.serving.model import Model
 
-_PRECISION = "fp32"
 _CHECK_TEXTS = ("", "a", "The model answers before anybody asks.")
 _CHECK_TOLERANCE = 1e-4
 """Between a text alone and among others, for vectors of length 1; measured: under 1e-6."""
@@ -52,7 +52,7 @@ class Loader:
             )
             tokenizer_file = spec.directory / "tokenizer.json"
             tokenizer = Tokenizer(tokenizer_file, spec.max_tokens)
-            session = PackedSession(graph, self._device.slots)
+            session = _open(graph, self._device.slots)
             check(spec, tokenizer, session)
         except (ConvertError, TokenizerError, SessionError) as exc:
             raise LoadError(str(exc)) from exc
@@ -67,6 +67,15 @@ class Loader:
         )
 
 
+def _open(graph: Path, threads: int) -> PackedSession:
+    """The graph's session; one that cannot be opened is dropped and made anew next time."""
+    try:
+        return PackedSession(graph, threads)
+    except SessionError:
+        shutil.rmtree(graph.parent)
+        raise
+
+
 def check(spec: ModelSpec, tokenizer: Tokenizer, session: Session) -> None:
     """Run a few texts together and alone.
 
@@ -78,10 +87,10 @@ def check(spec: ModelSpec, tokenizer: Tokenizer, session: Session) -> None:
     alone = np.concatenate([session.run([ids]) for ids in texts])
     if together.shape != (len(texts), spec.dimensions):
         raise LoadError(f"rows have shape {together.shape}, expected width {spec.dimensions}")
-    if not np.isfinite(together).all():
-        raise LoadError("the self-check gave values that are not finite")
-    scale = np.linalg.norm(alone, axis=1, keepdims=True)
-    difference = float(np.max(np.abs(together - alone) / scale))
+    lengths = np.linalg.norm(alone, axis=1, keepdims=True)
+    if not (np.isfinite(together).all() and np.isfinite(lengths).all() and lengths.all()):
+        raise LoadError("the self-check gave vectors that are not finite, or zero")
+    difference = float(np.max(np.abs(together - alone) / lengths))
     if difference > _CHECK_TOLERANCE:
         raise LoadError(f"a text's vector differs by {difference:.1e} with its neighbours")
 
@@ -93,5 +102,5 @@ def _fingerprint(graph: Path, tokenizer: Path, session: Session) -> str:
     runtime version.
     """
     digest = hashlib.sha256(tokenizer.read_bytes())
-    digest.update(f"{graph.parent.name} {_PRECISION} {session.provider} {VERSION}".encode())
+    digest.update(f"{graph.parent.name} {session.precision} {session.provider} {VERSION}".encode())
     return digest.hexdigest()[:16]

@@ -8,7 +8,6 @@ from concurrent.futures import Executor
 import numpy as np
 
 from embedding_server.core import Embeddings, Encoding, ModelSpec
-from embedding_server.errors import BadRequest
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.batcher import Batcher
@@ -16,6 +15,14 @@ from embedding_server.serving.batcher import Batcher
 _INLINE_CHARS = 2_000
 """Up to here tokenising on the event loop (about 0.3 ms) costs less than a change of threads."""
 _SMOOTHING = 0.1
+
+
+class TextTooLong(Exception):
+    """A text has more tokens than the model takes; `index` says which one."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
 
 
 class Model:
@@ -54,6 +61,11 @@ class Model:
         return f"Model({self.spec.id!r}, {self.batcher!r})"
 
     @property
+    def precision(self) -> str:
+        """What the model computes in."""
+        return self.batcher.session.precision
+
+    @property
     def provider(self) -> str:
         """The execution provider in use."""
         return self.batcher.session.provider
@@ -61,7 +73,7 @@ class Model:
     def estimate(self, texts: Sequence[str]) -> float:
         """Seconds of one run slot for these texts, guessed without tokenising them."""
         limit, ratio = self.spec.max_tokens, self._tokens_per_char
-        lengths = [min(limit, 2 + int(len(text) * ratio)) for text in texts]
+        lengths = [min(limit, self._tokenizer.specials + int(len(text) * ratio)) for text in texts]
         return self.batcher.cost.seconds(1, max(lengths), sum(lengths))
 
     @property
@@ -74,16 +86,13 @@ class Model:
         """Raw vectors, pooled and not normalised.
 
         Raises:
-            BadRequest: a text is too long and `truncate` is off.
+            TextTooLong: a text is over the limit and `truncate` is off.
             serving.batcher.RunError: the model failed.
         """
         encodings = await self._tokenize(texts)
         cut = [index for index, encoding in enumerate(encodings) if encoding.truncated]
         if cut and not truncate:
-            raise BadRequest(
-                f"text {cut[0]} has more than {self.spec.max_tokens} tokens: shorten it, or allow"
-                " truncation with truncate: true"
-            )
+            raise TextTooLong(cut[0])
         return Embeddings(
             rows=await self.batcher.embed([encoding.ids for encoding in encodings]),
             fingerprint=self.fingerprint,
@@ -107,5 +116,7 @@ class Model:
     def _learn(self, chars: int, encodings: Sequence[Encoding]) -> None:
         """Follow the texts' tokens per character; cut texts say nothing about it."""
         if chars and not any(encoding.truncated for encoding in encodings):
-            ratio = sum(len(encoding.ids) - 2 for encoding in encodings) / chars
+            ratio = (
+                sum(len(encoding.ids) - self._tokenizer.specials for encoding in encodings) / chars
+            )
             self._tokens_per_char += _SMOOTHING * (ratio - self._tokens_per_char)

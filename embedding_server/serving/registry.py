@@ -5,10 +5,13 @@ serve; a load that failed is tried again with back-off.
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
+from functools import partial
+from typing import TypeVar
 
 import structlog
 
@@ -21,6 +24,8 @@ from embedding_server.serving.model import Model
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 60.0
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 
 class State(StrEnum):
@@ -40,8 +45,9 @@ class Resident:
         self.state = State.UNLOADED
         self.model: Model | None = None
         self.error = ""
-        self.retry_at = 0.0
-        self.users = 0
+        self.loaded_at = self.retry_at = 0.0
+        """On the clock of `time.monotonic`."""
+        self.users = self.waiting = 0
         self.settled = asyncio.Event()
         """Set while the model is ready or its last load has failed."""
         self.loading: asyncio.Task[None] | None = None
@@ -57,6 +63,7 @@ class Registry:
         specs: the models.
         load: makes one resident; blocks, raises `LoadError`.
         patience: seconds a request waits for a cold model.
+        max_waiting: requests that may wait for one cold model.
     """
 
     def __init__(
@@ -64,11 +71,15 @@ class Registry:
         specs: Iterable[ModelSpec],
         load: Callable[[ModelSpec], Model],
         patience: float,
+        max_waiting: int,
         metrics: Metrics,
     ) -> None:
         self.residents = {spec.id: Resident(spec) for spec in specs}
+        for name in self.residents:
+            metrics.model_ready.labels(name).set(0)
         self._load = load
         self._patience = patience
+        self._max_waiting = max_waiting
         self._metrics = metrics
 
     def __repr__(self) -> str:
@@ -76,8 +87,9 @@ class Registry:
 
     @property
     def loaded(self) -> list[str]:
-        """Ids of the models that serve."""
-        return [one.spec.id for one in self.residents.values() if one.state is State.READY]
+        """Ids of the models that serve, the one loaded first first."""
+        ready = [one for one in self.residents.values() if one.state is State.READY]
+        return [one.spec.id for one in sorted(ready, key=lambda one: one.loaded_at)]
 
     def batch_seconds(self, tokens: int) -> float:
         """Predicted time of a run of so many tokens, by the slowest loaded model."""
@@ -114,20 +126,29 @@ class Registry:
 
     async def _wait(self, resident: Resident) -> Model:
         self._ensure(resident)
+        if resident.waiting >= self._max_waiting:
+            message = f"{resident.waiting} requests wait for {resident.spec.id} to load"
+            raise self._refusal("loading", message, self._patience)
+        resident.waiting += 1
         try:
             async with asyncio.timeout(self._patience):
                 await resident.settled.wait()
         except TimeoutError as exc:
-            raise ModelLoadError(
-                f"{resident.spec.id} is still loading", reason="loading", retry_after=5.0
+            raise self._refusal(
+                "loading", f"{resident.spec.id} is still loading", self._patience
             ) from exc
+        finally:
+            resident.waiting -= 1
         if resident.model is None:
-            raise ModelLoadError(
-                f"{resident.spec.id} could not be loaded, the server tries again",
-                reason="load_failed",
-                retry_after=max(1.0, resident.retry_at - time.monotonic()),
-            )
+            message = f"{resident.spec.id} could not be loaded, the server tries again"
+            after = max(1.0, resident.retry_at - time.monotonic())
+            raise self._refusal("load_failed", message, after)
         return resident.model
+
+    def _refusal(self, reason: str, message: str, after: float) -> ModelLoadError:
+        """A counted 503."""
+        self._metrics.rejections.labels(reason).inc()
+        return ModelLoadError(message, reason=reason, retry_after=after)
 
     def _ensure(self, resident: Resident) -> None:
         if resident.loading is None:
@@ -141,19 +162,51 @@ class Registry:
             resident.state, started = State.LOADING, time.monotonic()
             log.info("model.loading", model=name)
             try:
-                resident.model = await asyncio.to_thread(self._load, resident.spec)
+                resident.model = await in_daemon_thread(self._load, resident.spec)
                 break
-            except LoadError as exc:
-                resident.state, resident.error = State.FAILED, str(exc)
+            except Exception as exc:
+                known = isinstance(exc, LoadError)
+                resident.error = str(exc) if known else "unexpected error, see the log"
+                resident.state = State.FAILED
                 resident.retry_at = time.monotonic() + delay
                 resident.settled.set()
-                log.error("model.failed", model=name, error=str(exc), retry_seconds=delay)  # noqa: TRY400 - the reason is in the text
+                self._metrics.load_failures.labels(name).inc()
+                log.error(  # noqa: TRY400 - an expected reason needs no traceback
+                    "model.failed",
+                    model=name,
+                    error=resident.error,
+                    retry_seconds=delay,
+                    exc_info=None if known else exc,
+                )
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LAST_RETRY_SECONDS)
         resident.state, resident.error = State.READY, ""
+        resident.loaded_at = time.monotonic()
         resident.settled.set()
-        seconds = time.monotonic() - started
+        seconds = resident.loaded_at - started
         self._metrics.model_ready.labels(name).set(1)
         self._metrics.model_load_seconds.labels(name).set(seconds)
         self._metrics.model_bytes.labels(name).set(resident.model.resident_bytes)
         log.info("model.loaded", model=name, seconds=round(seconds, 2))
+
+
+async def in_daemon_thread(function: Callable[[ModelSpec], T], spec: ModelSpec) -> T:
+    """`function(spec)` on a thread of its own, which does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(set_outcome: Callable[[], None]) -> None:
+        if not future.done():
+            set_outcome()
+
+    def work() -> None:
+        try:
+            result = function(spec)
+            outcome = partial(future.set_result, result)
+        except BaseException as exc:  # noqa: BLE001 - it is raised where it is awaited
+            outcome = partial(future.set_exception, exc)
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, outcome)
+
+    threading.Thread(target=work, name="load", daemon=True).start()
+    return await future

@@ -13,7 +13,9 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-from tests.conftest import Client, Serve
+from embedding_server.api.body import ByteBudget
+from embedding_server.errors import ServiceUnavailable
+from tests.conftest import Client, Serve, parts_of
 
 BODY = json.dumps({"model": "tiny", "input": ["the of and"] * 10}).encode()
 JSON = {"Content-Type": "application/json"}
@@ -46,6 +48,7 @@ async def test_encodings(client: Client, encoding: str, body: bytes) -> None:
     [
         ("gzip", b"no gzip"),
         ("gzip", gzip.compress(BODY)[:-20]),
+        ("gzip", gzip.compress(BODY) + b"more"),
         ("zstd", b"no zstd"),
         ("zstd", zstd.compress(BODY)[:-5]),
     ],
@@ -91,14 +94,23 @@ async def test_size_limit(serve: Serve) -> None:
         assert (await client.post("/api/embed", content=stream(), headers=JSON)).status_code == 413
 
 
-async def test_byte_budget(serve: Serve) -> None:
+async def test_byte_budget(client: Client) -> None:
     """More request bytes than may be inside are refused, and the budget is given back."""
+    budget = ByteBudget(100, parts_of(client).engine.queue)
+    with budget.account() as charge, budget.account() as other:
+        charge(60)
+        with pytest.raises(ServiceUnavailable, match="too many request bytes"):
+            other(50)
+        other(40)
+        assert repr(budget) == "ByteBudget(used=100, limit=100)"
+    assert repr(budget) == "ByteBudget(used=0, limit=100)"
+
+
+async def test_body_that_never_fits(serve: Serve) -> None:
+    """A body over the whole budget is too large, not a reason to come back."""
     async with serve(max_queued_bytes=len(BODY)) as client:
         assert (await post(client, BODY)).status_code == 200
-        refused = await post(client, BODY + b"  ")
-        assert refused.status_code == 503
-        assert refused.json()["code"] == "SERVICE_UNAVAILABLE"
-        assert int(refused.headers["retry-after"]) >= 1
+        assert (await post(client, BODY + b"  ")).status_code == 413
         assert (await post(client, BODY)).status_code == 200
 
 

@@ -25,6 +25,7 @@ class Broken:
     """A session that fails on every run."""
 
     provider = "BrokenExecutionProvider"
+    precision = "fp32"
 
     def run(self, texts: Any, *, wide: bool = False) -> Any:
         """See `Session`."""
@@ -93,6 +94,18 @@ async def test_client_deadline(client: Client) -> None:
     assert "0.02 s" in answer.json()["error"]
     session.release()
     assert "inside=0" in repr(parts_of(client).engine.queue)
+
+
+async def test_deadline_header(client: Client) -> None:
+    """`X-Request-Timeout-Ms` says the same as the field."""
+    session = Stuck()
+    model_of(client).batcher.session = session
+    answer = await client.post("/api/embed", json=BODY, headers={"X-Request-Timeout-Ms": "20"})
+    assert answer.status_code == 504
+    for wrong in ("0", "-1", "soon"):
+        answer = await client.post("/api/embed", json=BODY, headers={"X-Request-Timeout-Ms": wrong})
+        assert answer.status_code == 400
+    session.release()
 
 
 async def test_server_deadline(serve: Serve) -> None:

@@ -135,6 +135,17 @@ async def test_rerank(client: Client) -> None:
     assert "id" not in results[order.index(0)]
 
 
+async def test_rerank_names_what_is_too_long(client: Client) -> None:
+    """Errors about length say whether the query or which document is meant; ids may be empty."""
+    long = "the " * 100
+    cases = ((long, ["a"], "the query has"), ("a", ["b", long], "document 1"))
+    for query, documents, said in cases:
+        body = RERANK | {"query": query, "documents": documents, "truncate": False}
+        assert said in (await client.post("/api/rerank", json=body)).json()["error"]
+    body = RERANK | {"documents": [{"text": "a", "id": ""}]}
+    assert (await client.post("/api/rerank", json=body)).json()["results"][0]["id"] == ""
+
+
 async def test_rerank_options(client: Client) -> None:
     """`top_k` and `top_n` cut, `return_scores` hides scores, no documents are no results."""
     body = {"model": "tiny", "query": "a", "documents": ["the", "of", "and"]}
@@ -230,6 +241,8 @@ async def test_text_limit(serve: Serve) -> None:
         answer = await client.post("/api/embed", json={"model": "tiny", "input": ["a", "a" * 11]})
         assert answer.status_code == 400
         assert "text 1 has 11 characters, the limit is 10" in answer.json()["error"]
+        body = {"model": "tiny", "text": "a", "input_type": "query"}
+        assert (await client.post("/api/embed", json=body)).status_code == 200
 
 
 async def test_unknown_fields_are_ignored(client: Client) -> None:

@@ -35,7 +35,9 @@ def test_refusals_say_why() -> None:
     catalog = Catalog([spec("a"), spec("b")], {Task.EMBED: ("a",), Task.RERANK: ("b",)})
     with pytest.raises(UnsupportedModel, match="Model x is not in the allowed models list"):
         catalog.resolve("x", Task.EMBED)
-    with pytest.raises(UnsupportedModel, match="Model a is not allowed for rerank"):
+    with pytest.raises(
+        UnsupportedModel, match="Model a is allowed for another task, not for rerank"
+    ):
         catalog.resolve("a", Task.RERANK)
 
 
@@ -102,3 +104,19 @@ def test_model_path_errors(tmp_path: Path) -> None:
     (tmp_path / "models" / "m").mkdir(parents=True)
     with pytest.raises(StartupError, match=r"config\.json is missing"):
         open_catalog(Settings(allowed_embedding_models=("m",), model_path=tmp_path / "models"))
+
+
+def test_foreign_directories_are_passed_over(tmp_path: Path) -> None:
+    """A directory that nobody named and that holds no model stops nothing."""
+    write_model(tmp_path / "good")
+    (tmp_path / "lost+found").mkdir()
+    catalog = open_catalog(Settings(allowed_embedding_models=("*",), model_path=tmp_path))
+    assert list(catalog.models) == ["good"]
+
+
+def test_incomplete_config(tmp_path: Path) -> None:
+    """A config.json without a needed field is named."""
+    model = write_model(tmp_path / "m")
+    (model / "config.json").write_text('{"hidden_size": 8}')
+    with pytest.raises(ModelFilesError, match="lack 'max_position_embeddings'"):
+        read_directory(model, "m")

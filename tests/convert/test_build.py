@@ -12,6 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from embedding_server.convert import ConvertError, build, convert
 from embedding_server.convert.families import FAMILIES
@@ -86,6 +87,16 @@ def test_matches_the_book(tmp_path: Path, pooling: Pooling, texts: list[list[int
     assert np.abs(rows - np.stack([POOLED[pooling](one) for one in expected])).max() < 1e-5
 
 
+def test_half_precision_checkpoints(tmp_path: Path) -> None:
+    """Weights stored as float16 are computed in float32."""
+    model = write_model(tmp_path / "m")
+    half = {name: value.astype("f2") for name, value in weights(0).items()}
+    save_file(half, model / "model.safetensors")
+    rows, _ = run(convert(model, Pooling.MEAN, tmp_path), TEXTS)
+    expected = np.stack([reference(text, seed=0).mean(0) for text in TEXTS])
+    assert np.abs(rows - expected).max() < 1e-2
+
+
 def test_cache_key_follows_content(tmp_path: Path) -> None:
     """Same files, same graph file; other weights, pooling or config, another."""
     one, same, other = (
@@ -149,6 +160,9 @@ def test_unusable_directories(tmp_path: Path) -> None:
     config.write_text(json.dumps(fewer))
     with pytest.raises(ConvertError, match="encoder.layer.2"):
         convert(model, Pooling.MEAN, tmp_path)
+    config.write_text(json.dumps(json.loads(text) | {"hidden_act": "swish"}))
+    with pytest.raises(ConvertError, match="hidden_act swish is not one of gelu"):
+        convert(model, Pooling.MEAN, tmp_path)
     config.write_text("{")
     with pytest.raises(ConvertError, match="config.json"):
         convert(model, Pooling.MEAN, tmp_path)
@@ -159,3 +173,6 @@ def test_unusable_directories(tmp_path: Path) -> None:
     (model / "model.safetensors").unlink()
     with pytest.raises(ConvertError, match="model.safetensors: No such file"):
         convert(model, Pooling.MEAN, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConvertError, match="the cache .* cannot be used"):
+        convert(write_model(tmp_path / "n"), Pooling.MEAN, tmp_path / "file")

@@ -39,9 +39,28 @@ def test_cut_keeps_special_tokens(tokenizer: Tokenizer, words: int, truncated: b
 
 
 def test_sparse_text_is_read_on(tokenizer: Tokenizer) -> None:
-    """Where the first characters give too few tokens, more are read."""
-    (encoding,) = tokenizer.encode([" " * 10_000 + "the of and"])
+    """Where the first characters give too few tokens, more are read, up to a limit."""
+    (encoding,) = tokenizer.encode([" " * 1000 + "the of and"])
     assert encoding.ids.tolist() == [CLS, 4, 6, 7, SEP]
+    assert not encoding.truncated
+    (encoding,) = tokenizer.encode([" " * 1_000_000 + "the of and"])
+    assert encoding.ids.tolist() == [CLS, SEP]
+    assert encoding.truncated
+
+
+def test_no_room_for_text(models: Path) -> None:
+    """A limit that the special tokens use up is an error."""
+    with pytest.raises(TokenizerError, match="no room"):
+        Tokenizer(models / "tiny" / "tokenizer.json", 2)
+
+
+def test_a_word_at_the_cut_does_not_count() -> None:
+    """A long word that the cut by characters shortens gives the tokens it gives whole."""
+    spec = demo_model()
+    text = "between " * 245 + "x" * 300
+    (encoding,) = Tokenizer(spec.directory / "tokenizer.json", spec.max_tokens).encode([text])
+    assert len(encoding.ids) == 248
+    assert not encoding.truncated
 
 
 def test_same_ids_as_the_whole_text() -> None:
@@ -63,9 +82,13 @@ def test_huge_text_is_not_read(tokenizer: Tokenizer) -> None:
 
     class Recorder:
         def encode_batch_fast(self, texts: list[str], **options: bool) -> Any:
+            assert texts == []
+            return []
+
+        def encode(self, text: str, **options: bool) -> Any:
             nonlocal seen
-            seen += sum(map(len, texts))
-            return backend.encode_batch_fast(texts, **options)
+            seen += len(text)
+            return backend.encode(text, **options)
 
     backend = tokenizer._backend
     tokenizer._backend = cast(Any, Recorder())

@@ -40,7 +40,7 @@ class FakeLoader:
 
 def open_registry(loader: FakeLoader, patience: float = 5.0) -> Registry:
     """A registry of one model."""
-    return Registry([SPEC], loader, patience, Metrics("test"))  # type: ignore[arg-type]
+    return Registry([SPEC], loader, patience, 20, Metrics("test"))  # type: ignore[arg-type]
 
 
 async def hold(registry: Registry) -> None:
@@ -70,6 +70,32 @@ async def test_loading_too_long_is_a_503() -> None:
     with pytest.raises(ModelLoadError, match="still loading"):
         await hold(registry)
     loader.gate.set()
+    await registry.stop()
+
+
+async def test_waiting_line_is_bounded() -> None:
+    """More requests than may wait for a cold model are refused at once."""
+    loader = FakeLoader()
+    registry = open_registry(loader)
+    requests = [asyncio.create_task(hold(registry)) for _ in range(20)]
+    await asyncio.sleep(0)
+    with pytest.raises(ModelLoadError, match="20 requests wait"):
+        await hold(registry)
+    loader.gate.set()
+    await asyncio.gather(*requests)
+
+
+async def test_unexpected_failure_is_a_failure_too() -> None:
+    """A load that ends with an exception nobody expected is failed and retried, not stuck."""
+
+    def load(spec: ModelSpec) -> Stub:
+        raise RuntimeError("disk on fire")
+
+    registry = Registry([SPEC], load, 5.0, 20, Metrics("test"))  # type: ignore[arg-type]
+    with pytest.raises(ModelLoadError, match="could not be loaded"):
+        await hold(registry)
+    assert registry.residents["m"].state is State.FAILED
+    assert "fire" not in registry.residents["m"].error
     await registry.stop()
 
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 from embedding_server.convert.blocks import (
-    ACTIVATIONS,
     Packing,
     Weights,
+    activation,
     embedding,
     layer_norm,
     linear,
@@ -16,7 +16,7 @@ from embedding_server.convert.graph import Graph
 def encoder(g: Graph, weights: Weights, config: dict[str, Any], packing: Packing, ids: str) -> str:
     """Token states of a BERT encoder; all tokens belong to segment 0, which joins the positions."""
     epsilon, heads = config["layer_norm_eps"], config["num_attention_heads"]
-    activate = ACTIVATIONS[config["hidden_act"]]
+    activate = activation(config["hidden_act"])
     words = weights("embeddings.word_embeddings.weight")
     positions = weights("embeddings.position_embeddings.weight")
     segment = weights("embeddings.token_type_embeddings.weight")[0]

@@ -1,0 +1,70 @@
+"""Whether the server serves, and if not, why: what probes and load balancers are told."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from embedding_server.catalog import Catalog
+from embedding_server.core import ModelSpec, Task
+from embedding_server.serving.admission import AdmissionQueue
+from embedding_server.serving.device import Device
+from embedding_server.serving.registry import Registry, State
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """`reasons` says what is missing; `started` stays true once every required model was tried."""
+
+    ready: bool
+    tasks: dict[Task, bool]
+    reasons: list[str]
+    started: bool
+
+
+class Readiness:
+    """Judges the parts of one application.
+
+    Args:
+        required: models that must be resident.
+        policy: whether `all` of them must serve, or `any`.
+    """
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        registry: Registry,
+        device: Device,
+        queue: AdmissionQueue,
+        required: Iterable[ModelSpec],
+        policy: Literal["all", "any"],
+    ) -> None:
+        self._catalog = catalog
+        self._device = device
+        self._queue = queue
+        self._required = [registry.residents[spec.id] for spec in required]
+        self._enough = any if policy == "any" and self._required else all
+
+    def check(self) -> Answer:
+        """The present state."""
+        reasons = [self._device.problem] if self._device.problem else []
+        if self._queue.draining:
+            reasons.append("the server is shutting down")
+        able = not reasons
+        reasons += [
+            f"{one.spec.id}: {one.state}" + f" ({one.error})" * bool(one.error)
+            for one in self._required
+            if one.state is not State.READY
+        ]
+        ready = able and self._enough(one.state is State.READY for one in self._required)
+        return Answer(
+            ready=ready,
+            tasks={task: able and self._serves(task) for task in Task},
+            reasons=[] if ready else reasons,
+            started=all(one.settled.is_set() for one in self._required),
+        )
+
+    def _serves(self, task: Task) -> bool:
+        listed = {spec.id for spec in self._catalog.listed[task].values()}
+        states = [one.state is State.READY for one in self._required if one.spec.id in listed]
+        return bool(listed) and (self._enough(states) if states else True)
