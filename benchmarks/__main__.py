@@ -15,9 +15,9 @@ from benchmarks.server import demo_server, tokens_served
 from embedding_server.catalog.demo import demo_model
 from embedding_server.convert import convert
 from embedding_server.core import Ids
+from embedding_server.runtime.cores import usable_cores
 from embedding_server.runtime.session import PackedSession, Session
 from embedding_server.runtime.tokenizer import Tokenizer
-from embedding_server.serving.device import usable_cores
 
 _SECONDS = 12.0
 _WARM_UP_SECONDS = 3.0

@@ -19,8 +19,9 @@ from embedding_server.api.parts import Parts
 from embedding_server.catalog import Catalog, open_catalog
 from embedding_server.core import ModelSpec
 from embedding_server.observability.metrics import Metrics
+from embedding_server.runtime.cores import usable_cores
 from embedding_server.serving.admission import AdmissionQueue
-from embedding_server.serving.device import Device, usable_cores
+from embedding_server.serving.device import Device
 from embedding_server.serving.engine import Engine
 from embedding_server.serving.loader import Loader
 from embedding_server.serving.readiness import Readiness
@@ -77,7 +78,13 @@ def create_app(settings: Settings) -> App:
     )
     registry = Registry(
         catalog.models.values(),
-        Loader(device, settings.cache_dir, tokenizing, metrics),
+        Loader(
+            device,
+            settings.cache_dir,
+            tokenizing,
+            metrics,
+            warmup=settings.warmup_ms / 1000,
+        ),
         settings.queue_timeout_ms / 1000,
         settings.max_queue_depth,
         metrics,

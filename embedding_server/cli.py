@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from embedding_server import __version__
 from embedding_server.errors import StartupError
+from embedding_server.runtime.cores import usable_cores
 from embedding_server.server import run
 from embedding_server.settings import add_flags, load, unknown, with_dotenv
 
@@ -33,6 +34,8 @@ def _serve(flags: dict[str, str | None]) -> int:
     settings = load(environ, flags)
     for line in unknown(environ):
         print(f"embedding-server: {line}", file=sys.stderr)
+    # The tokenizers' own thread pool is sized when it is first used.
+    os.environ.setdefault("RAYON_NUM_THREADS", str(settings.threads or usable_cores()))
     run(settings)
     return 0
 

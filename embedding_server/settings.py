@@ -69,7 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ready_policy: Annotated[
         Literal["all", "any"], _field("ready when `all` preloaded models serve, or `any` of them")
     ] = "all"
-    cache_dir: Annotated[Path, _field("where converted graphs are kept")] = Path(
+    cache_dir: Annotated[Path, _field("where converted graphs and measured costs are kept")] = Path(
         "~/.cache/embedding-server"
     )
 
@@ -105,6 +105,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_tokens: Annotated[
         int, _field("tokens per model run; a longer text runs alone", ge=16, le=1 << 24)
     ] = 512
+    warmup_ms: Annotated[
+        int, _ms("longest measurement of a model's costs at its first load; 0 = none")
+    ] = 3000
     threads: Annotated[
         int, _field("CPU run slots, one thread each; 0 = as many as cores we may use", le=1024)
     ] = 0

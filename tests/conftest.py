@@ -77,6 +77,7 @@ def serve(models: Path, cache: Path) -> Serve:
             "allowed_rerank_models": ("tiny",),
             "model_path": models,
             "cache_dir": cache,
+            "warmup_ms": 0,
         }
         app = create_app(Settings(**(settings | changes)))
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]

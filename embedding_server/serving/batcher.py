@@ -44,15 +44,23 @@ class Batcher:
         session: runs the batches.
         device: whose run slots the model competes for.
         dimensions: width of a row.
+        cost: the first guess.
     """
 
     def __init__(
-        self, name: str, session: Session, device: Device, dimensions: int, metrics: Metrics
+        self,
+        name: str,
+        session: Session,
+        device: Device,
+        dimensions: int,
+        metrics: Metrics,
+        *,
+        cost: Cost,
     ) -> None:
         self.name = name
         self.session = session
         self.dimensions = dimensions
-        self.cost = Cost()
+        self.cost = cost
         """Learned: every run corrects it."""
         self._device = device
         self._metrics = metrics

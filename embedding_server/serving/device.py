@@ -6,7 +6,6 @@ text that caused it is alone.
 """
 
 import asyncio
-import os
 import threading
 import time
 from collections import deque
@@ -29,11 +28,6 @@ _WATCHDOG_SECONDS = 60.0
 _STOP_SECONDS = 2.0
 
 log = structlog.get_logger()
-
-
-def usable_cores() -> int:
-    """Cores this process may use, by its CPU affinity."""
-    return len(os.sched_getaffinity(0))
 
 
 class Run:

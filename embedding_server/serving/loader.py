@@ -15,6 +15,7 @@ from embedding_server.runtime.tokenizer import Tokenizer, TokenizerError
 from embedding_server.serving.batcher import Batcher
 from embedding_server.serving.device import Device
 from embedding_server.serving.model import Model
+from embedding_server.serving.profile import device_name, profile
 
 _CHECK_TEXTS = ("", "a", "The model answers before anybody asks.")
 _CHECK_TOLERANCE = 1e-4
@@ -32,13 +33,23 @@ class Loader:
         device: whose run slots the models share.
         cache: directory for converted graphs.
         tokenizing: a thread for tokenising off the event loop.
+        warmup: seconds that measuring a model's costs may take.
     """
 
-    def __init__(self, device: Device, cache: Path, tokenizing: Executor, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        device: Device,
+        cache: Path,
+        tokenizing: Executor,
+        metrics: Metrics,
+        *,
+        warmup: float,
+    ) -> None:
         self._device = device
         self._cache = cache
         self._tokenizing = tokenizing
         self._metrics = metrics
+        self._warmup = warmup
 
     def __call__(self, spec: ModelSpec) -> Model:
         """Convert, open and check a model; blocks, so call it off the event loop.
@@ -56,15 +67,30 @@ class Loader:
             check(spec, tokenizer, session)
         except (ConvertError, TokenizerError, SessionError) as exc:
             raise LoadError(str(exc)) from exc
+        fingerprint = _fingerprint(graph, tokenizer_file, session)
         return Model(
             spec,
             tokenizer,
-            Batcher(spec.id, session, self._device, spec.dimensions, self._metrics),
+            Batcher(
+                spec.id,
+                session,
+                self._device,
+                spec.dimensions,
+                self._metrics,
+                cost=profile(
+                    session, spec.max_tokens, self._warmup, self._profile_path(fingerprint)
+                ),
+            ),
             self._tokenizing,
             self._metrics,
-            fingerprint=_fingerprint(graph, tokenizer_file, session),
+            fingerprint=fingerprint,
             resident_bytes=sum(file.stat().st_size for file in graph.parent.iterdir()),
         )
+
+    def _profile_path(self, fingerprint: str) -> Path:
+        key = f"{fingerprint} {device_name()} {self._device.slots}"
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        return self._cache.expanduser() / "profiles" / f"{name}.json"
 
 
 def _open(graph: Path, threads: int) -> PackedSession:

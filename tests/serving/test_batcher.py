@@ -12,6 +12,7 @@ from embedding_server.observability.metrics import Metrics
 from embedding_server.serving import device as module
 from embedding_server.serving.batcher import Batcher, RunError
 from embedding_server.serving.device import Device, Run
+from embedding_server.serving.schedule import Cost
 from tests.fakes import WIDTH, FakeSession, ids
 
 
@@ -26,7 +27,7 @@ async def device() -> AsyncIterator[Device]:
 
 def batcher(device: Device, session: FakeSession) -> Batcher:
     """A batcher for `session`."""
-    return Batcher("fake", session, device, WIDTH, Metrics("test"))
+    return Batcher("fake", session, device, WIDTH, Metrics("test"), cost=Cost())
 
 
 async def started(session: FakeSession) -> None:

@@ -1,0 +1,34 @@
+"""How many CPU cores this process may use: by affinity and by the container's quota."""
+
+import math
+import os
+from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def usable_cores(cgroups: Path = _CGROUPS) -> int:
+    """Cores by affinity, or the CPU quota of cgroup v2 or v1 rounded up where that is less."""
+    cores = len(os.sched_getaffinity(0))
+    quota = _quota_v2(cgroups) or _quota_v1(cgroups)
+    return min(cores, math.ceil(quota)) if quota else cores
+
+
+def _quota_v2(cgroups: Path) -> float | None:
+    """`cpu.max` holds quota and period in microseconds, or `max`."""
+    words = _words(cgroups / "cpu.max")
+    return int(words[0]) / int(words[1]) if words and words[0] != "max" else None
+
+
+def _quota_v1(cgroups: Path) -> float | None:
+    """`cpu.cfs_quota_us` is -1 where there is no limit."""
+    quota = _words(cgroups / "cpu" / "cpu.cfs_quota_us")
+    period = _words(cgroups / "cpu" / "cpu.cfs_period_us")
+    return int(quota[0]) / int(period[0]) if quota and period and int(quota[0]) > 0 else None
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []

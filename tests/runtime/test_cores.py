@@ -1,0 +1,41 @@
+"""Threads follow the container's CPU quota and the process's affinity."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from embedding_server.runtime.cores import usable_cores
+
+ALL = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, ALL),
+        ({"cpu.max": "max 100000"}, ALL),
+        ({"cpu.max": "100000 100000"}, 1),
+        ({"cpu.max": "150000 100000"}, min(2, ALL)),
+        ({"cpu.max": "20000 100000"}, 1),
+        ({"cpu.max": "6400000 100000"}, ALL),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, ALL),
+        ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+    ],
+)
+def test_quota(tmp_path: Path, files: dict[str, str], cores: int) -> None:
+    """The quota of either cgroup version caps the cores, rounded up, never below one."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert usable_cores(tmp_path) == cores
+
+
+def test_affinity() -> None:
+    """A process bound to one core uses one."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert usable_cores(Path("/nowhere")) == 1
+    finally:
+        os.sched_setaffinity(0, before)

@@ -1,0 +1,83 @@
+"""What a model costs: fitting, measuring, storing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedding_server.core import Ids, Rows
+from embedding_server.serving import profile as module
+from embedding_server.serving.profile import fit, profile
+from embedding_server.serving.schedule import Cost
+from tests.fakes import FakeSession
+
+SHAPES = [(1, 8), (16, 16), (1, 64), (8, 64), (2, 256)]
+
+
+@given(st.floats(1e-5, 1e-2), st.floats(1e-6, 1e-3), st.floats(1e-9, 1e-6))
+def test_fit_finds_the_cost(run: float, token: float, pair: float) -> None:
+    """Times that follow a cost give that cost back."""
+    cost = Cost(run, token, pair)
+    found = fit({(n, length): cost.seconds(n, length, n * length) for n, length in SHAPES})
+    for n, length in SHAPES:
+        predicted = found.seconds(n, length, n * length)
+        assert predicted == pytest.approx(cost.seconds(n, length, n * length), rel=1e-3)
+
+
+@given(st.lists(st.floats(1e-4, 1.0), min_size=len(SHAPES), max_size=len(SHAPES)))
+def test_fit_is_never_negative(seconds: list[float]) -> None:
+    """Whatever was measured, no part of the cost is negative and some part is positive."""
+    cost = fit(dict(zip(SHAPES, seconds, strict=True)))
+    assert min(cost.run, cost.token, cost.pair) >= 0
+    assert cost.seconds(1, 8, 8) > 0
+
+
+class Clocked(FakeSession):
+    """A session that takes as long as a cost says, on a clock of its own."""
+
+    def __init__(self, cost: Cost) -> None:
+        super().__init__()
+        self.now = 0.0
+        self._cost = cost
+
+    def run(self, texts: Sequence[Ids], *, wide: bool = False) -> Rows:
+        """See `Session`."""
+        lengths = [len(ids) for ids in texts]
+        self.now += self._cost.seconds(len(texts), max(lengths), sum(lengths))
+        return super().run(texts, wide=wide)
+
+    def perf_counter(self) -> float:
+        """The clock."""
+        return self.now
+
+    monotonic = perf_counter
+
+
+def test_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first load measures and stores, the next one reads; a damaged file is measured again."""
+    cost, path = Cost(2e-3, 2e-4, 3e-7), tmp_path / "profiles" / "p.json"
+    for damage in (False, True):
+        session = Clocked(cost)
+        monkeypatch.setattr(module, "time", session)
+        found = profile(session, 256, 100.0, path)
+        assert np.allclose((found.run, found.token, found.pair), (2e-3, 2e-4, 3e-7), rtol=1e-3)
+        runs = len(session.batches)
+        assert runs > 10
+        assert profile(session, 256, 100.0, path) == found
+        assert len(session.batches) == runs
+        if not damage:
+            path.write_text("{")
+
+
+def test_time_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow model is measured no longer than allowed, by at most one run; 0 measures nothing."""
+    session = Clocked(Cost(1.0, 0.01, 0.0))
+    monkeypatch.setattr(module, "time", session)
+    profile(session, 256, 3.0, tmp_path / "p.json")
+    assert len(session.batches) <= 3
+    before = len(session.batches)
+    assert profile(session, 256, 0.0, tmp_path / "other.json") == Cost()
+    assert len(session.batches) == before
