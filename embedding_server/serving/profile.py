@@ -17,8 +17,19 @@ import structlog
 from embedding_server.runtime.session import Session
 from embedding_server.serving.schedule import Cost
 
-_SHAPES = ((1, 8), (16, 16), (1, 64), (8, 64), (4, 128), (2, 256), (1, 512))
-"""Texts and tokens of each; those over the model's limit are left out."""
+_BATCHES = (
+    (8,),
+    (60, 64),
+    (8, 16, 24, 32),
+    (16,) * 15 + (24,),
+    (32, 48, 64, 80, 96),
+    (64,) * 7 + (72,),
+    (100, 110, 120, 128),
+    (20, 40, 60, 250),
+    (10,) * 15 + (250,),
+    (500,),
+)
+"""Lengths of texts, mixed as they come; batches over the model's limit are left out."""
 _ROUNDS = 5
 _TOKEN = 1
 """Any id does: time does not depend on it."""
@@ -47,23 +58,23 @@ def profile(session: Session, max_tokens: int, seconds: float, path: Path) -> Co
 
 
 def measure(session: Session, max_tokens: int, seconds: float) -> Cost:
-    """Time runs of several shapes and fit the cost by least relative squares."""
+    """Time runs of several batches and fit the cost by least relative squares."""
     deadline = time.monotonic() + seconds
-    shapes = [shape for shape in _SHAPES if shape[1] <= max_tokens] or [(1, max_tokens)]
-    best = dict.fromkeys(shapes, np.inf)
-    for texts, length in itertools.chain.from_iterable(itertools.repeat(shapes, _ROUNDS)):
-        batch = [np.full(length, _TOKEN, np.int64)] * texts
+    batches = [batch for batch in _BATCHES if max(batch) <= max_tokens] or [(max_tokens,)]
+    best = dict.fromkeys(batches, np.inf)
+    for batch in itertools.chain.from_iterable(itertools.repeat(batches, _ROUNDS)):
+        texts = [np.full(length, _TOKEN, np.int64) for length in batch]
         started = time.perf_counter()
-        session.run(batch)
-        best[texts, length] = min(best[texts, length], time.perf_counter() - started)
+        session.run(texts)
+        best[batch] = min(best[batch], time.perf_counter() - started)
         if time.monotonic() > deadline:
             break
-    return fit({shape: value for shape, value in best.items() if np.isfinite(value)})
+    return fit({batch: value for batch, value in best.items() if np.isfinite(value)})
 
 
-def fit(measured: dict[tuple[int, int], float]) -> Cost:
-    """The cost that fits (texts, length) -> seconds best; no part of it is negative."""
-    rows = [(1, texts * length, texts * length**2) for texts, length in measured]
+def fit(measured: dict[tuple[int, ...], float]) -> Cost:
+    """The cost that fits lengths of a batch -> seconds best; no part of it is negative."""
+    rows = [(1, sum(batch), len(batch) * max(batch) ** 2) for batch in measured]
     seconds = np.array(list(measured.values()))
     scaled = np.array(rows) / seconds[:, None]
     used = [0, 1, 2]
