@@ -1,6 +1,7 @@
 """Runs the application under uvicorn: the socket, the signals, the drain."""
 
 import asyncio
+import gc
 import math
 import signal
 import socket
@@ -19,6 +20,10 @@ from embedding_server.settings import Settings
 _SWITCH_SECONDS = 1e-4
 """How long the event loop may keep the GIL from a run slot that has its next batch. Single texts at
 32 connections: slots were busy 0.96 of the time, with Python's default of 5 ms 0.93."""
+
+_GC_THRESHOLD = 50_000
+"""Requests leave no cycles behind: collecting after every 700 new objects, Python's default, took a
+tenth of the event loop's time, most of it in what was imported once."""
 
 log = structlog.get_logger()
 
@@ -75,12 +80,15 @@ def run(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_ms / 1000),
     )
     log.info(
         "server.listening", address=f"{settings.hostname}:{settings.port}", version=__version__
     )
     sys.setswitchinterval(_SWITCH_SECONDS)
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD)
     server = _Server(config, app, settings.drain_grace_ms / 1000)
     server.run(sockets=[listener])
     log.info("server.stopped")
