@@ -13,7 +13,7 @@ import msgspec
 from embedding_server.core import Ids
 from embedding_server.runtime.session import Session
 
-_BUDGETS = (256, 512, 1024, 2048)
+BUDGETS = (256, 512, 1024, 2048)
 
 
 class Limit(msgspec.Struct, frozen=True):
@@ -26,12 +26,12 @@ class Limit(msgspec.Struct, frozen=True):
     tokens_per_second: float
 
 
-def sweep(sessions: dict[int, Session], texts: Sequence[Ids], cores: int) -> list[Limit]:
-    """Every budget with every split of `cores`; `sessions` by their number of threads."""
+def sweep(session: Session, texts: Sequence[Ids], cores: int) -> list[Limit]:
+    """Every budget, with one batch per core at once and with one batch on all cores."""
     return [
-        _measure(sessions[threads], texts, budget, cores // threads, threads)
-        for threads in sessions
-        for budget in _BUDGETS
+        _measure(session, texts, budget, slots, cores // slots)
+        for slots in sorted({1, cores})
+        for budget in BUDGETS
     ]
 
 
@@ -55,7 +55,7 @@ def _measure(
     plan = list(batches(texts, budget))[::-1]  # the longest first: no slot ends much later
     with ThreadPoolExecutor(slots) as pool:
         started = time.perf_counter()
-        for _ in pool.map(session.run, plan):
+        for _ in pool.map(lambda batch: session.run(batch, wide=slots == 1), plan):
             pass
         seconds = time.perf_counter() - started
     tokens = sum(map(len, texts))

@@ -44,3 +44,19 @@ def tokens_served(url: str) -> float:
     """Real tokens the server has run so far."""
     text = httpx.get(f"{url}/metrics").text
     return sum(map(float, re.findall(r"^inference_tokens_total\{.*\} (\S+)$", text, re.MULTILINE)))
+
+
+@contextlib.contextmanager
+def mean_run_seconds(url: str) -> Iterator[list[float]]:
+    """A list that holds the mean length of the model runs in the block, once it has ended."""
+    result: list[float] = []
+    before = _runs(url)
+    yield result
+    seconds, count = (after - start for after, start in zip(_runs(url), before, strict=True))
+    result.append(seconds / count)
+
+
+def _runs(url: str) -> tuple[float, float]:
+    text = httpx.get(f"{url}/metrics").text
+    found = dict(re.findall(r"^inference_run_seconds_(sum|count)\{.*\} (\S+)$", text, re.MULTILINE))
+    return float(found["sum"]), float(found["count"])

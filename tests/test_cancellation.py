@@ -11,7 +11,7 @@ from tests.fakes import FakeSession
 from tests.tiny import HIDDEN
 
 BODY = json.dumps({"model": "tiny", "input": ["the of and"] * 3}).encode()
-EMPTY_QUEUE = "AdmissionQueue(inside=0, inside_work=0.000, waiting=0, waiting_work=0.000)"
+EMPTY_QUEUE = "AdmissionQueue(inside=0, waiting=0, work=0.000)"
 EMPTY_LINE = "Batcher('tiny', waiting=0)"
 
 

@@ -16,8 +16,6 @@ from embedding_server.runtime.session import Session
 from embedding_server.serving.device import Device, Run
 from embedding_server.serving.schedule import Cost, Entry, Lane
 
-_INTERACTIVE_TEXTS = 4
-"""A request of at most so many texts goes before bulk."""
 _SMOOTHING = 0.05
 
 log = structlog.get_logger()
@@ -82,8 +80,7 @@ class Batcher:
             RunError: the model failed on one of these texts.
         """
         job = Job(len(texts), self.dimensions)
-        lane = Lane.INTERACTIVE if len(texts) <= _INTERACTIVE_TEXTS else Lane.BULK
-        entries = self._device.schedule.add(self, lane, job, texts)
+        entries = self._device.schedule.add(self, Lane.of(len(texts)), job, texts)
         self._device.dispatch()
         try:
             await job.done

@@ -20,6 +20,7 @@ from embedding_server.serving.admission import AdmissionQueue
 from embedding_server.serving.batcher import RunError
 from embedding_server.serving.model import TextTooLong
 from embedding_server.serving.registry import Registry
+from embedding_server.serving.schedule import Lane
 
 _MAX_PROMPT_CHARS = 10_000
 _TINY = np.finfo(np.float32).tiny
@@ -130,7 +131,7 @@ class Engine:
             async with asyncio.timeout(deadline), self.registry.lease(spec) as model:
                 if not texts:
                     return model.nothing
-                async with self.queue.permit(model.estimate(texts)):
+                async with self.queue.permit(model.estimate(texts), Lane.of(len(texts))):
                     return await model.embed(texts, truncate=options.truncate)
         except TimeoutError as exc:
             if deadline == options.timeout:

@@ -22,6 +22,7 @@ import msgspec
 from embedding_server.core import Ids
 
 INTERACTIVE_IN_A_ROW = 3
+_INTERACTIVE_TEXTS = 4
 _SHARE_FLOOR = 64
 """Tokens below which a batch is not divided between idle slots: a run costs as much as 16."""
 
@@ -31,6 +32,11 @@ class Lane(IntEnum):
 
     INTERACTIVE = 0
     BULK = 1
+
+    @classmethod
+    def of(cls, texts: int) -> "Lane":
+        """The lane of a request of so many texts."""
+        return cls.INTERACTIVE if texts <= _INTERACTIVE_TEXTS else cls.BULK
 
 
 class Cost(msgspec.Struct, frozen=True):

@@ -8,8 +8,9 @@ import pytest
 from embedding_server.errors import ServiceUnavailable
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving.admission import AdmissionQueue
+from embedding_server.serving.schedule import Lane
 
-EMPTY = "AdmissionQueue(inside=0, inside_work=0.000, waiting=0, waiting_work=0.000)"
+EMPTY = "AdmissionQueue(inside=0, waiting=0, work=0.000)"
 
 
 def gate(**changes: Any) -> AdmissionQueue:
@@ -21,13 +22,13 @@ def gate(**changes: Any) -> AdmissionQueue:
 class Holder:
     """A request that holds a permit until told to finish."""
 
-    def __init__(self, queue: AdmissionQueue, work: float = 1.0) -> None:
+    def __init__(self, queue: AdmissionQueue, work: float = 1.0, lane: Lane = Lane.BULK) -> None:
         self.inside = False
         self._finish = asyncio.Event()
-        self.task = asyncio.create_task(self._run(queue, work))
+        self.task = asyncio.create_task(self._run(queue, work, lane))
 
-    async def _run(self, queue: AdmissionQueue, work: float) -> None:
-        async with queue.permit(work):
+    async def _run(self, queue: AdmissionQueue, work: float, lane: Lane) -> None:
+        async with queue.permit(work, lane):
             self.inside = True
             await self._finish.wait()
 
@@ -64,7 +65,7 @@ async def test_full_line_refuses_at_once() -> None:
     holders = [Holder(queue, 20.0), Holder(queue, 2.0), Holder(queue, 2.0)]
     await settle()
     with pytest.raises(ServiceUnavailable) as refusal:
-        async with queue.permit(1):
+        async with queue.permit(1, Lane.BULK):
             pass
     assert refusal.value.reason == "queue_full"
     assert 24.0 <= (refusal.value.retry_after or 0) <= 30.0
@@ -79,7 +80,7 @@ async def test_wait_ends_with_503() -> None:
     holder = Holder(queue)
     await settle()
     with pytest.raises(ServiceUnavailable, match="no place became free") as refusal:
-        async with queue.permit(1):
+        async with queue.permit(1, Lane.BULK):
             pass
     assert refusal.value.reason == "queue_timeout"
     await holder.finish()
@@ -92,7 +93,7 @@ async def test_hopeless_wait_is_refused_at_once() -> None:
     holders = [Holder(queue), Holder(queue, 100.0)]
     await settle()
     with pytest.raises(ServiceUnavailable) as refusal:
-        async with queue.permit(1):
+        async with queue.permit(1, Lane.BULK):
             pass
     assert refusal.value.reason == "wait_too_long"
     for holder in holders:
@@ -151,7 +152,20 @@ async def test_draining_refuses() -> None:
     await settle()
     queue.draining = True
     with pytest.raises(ServiceUnavailable, match="shutting down"):
-        async with queue.permit(1):
+        async with queue.permit(1, Lane.BULK):
             pass
     await holder.finish()
+    assert repr(queue) == EMPTY
+
+
+async def test_bulk_does_not_keep_small_requests_out() -> None:
+    """Small requests are admitted beside bulk that waits, up to a limit of their own."""
+    queue = gate(max_requests=None, max_depth=9)
+    bulk = [Holder(queue, 12.0) for _ in range(2)]
+    small = [Holder(queue, 6.0, Lane.INTERACTIVE) for _ in range(3)]
+    await settle()
+    assert [one.inside for one in bulk] == [True, False]
+    assert [one.inside for one in small] == [True, True, False]
+    for holder in bulk + small:
+        await holder.finish()
     assert repr(queue) == EMPTY

@@ -1,0 +1,134 @@
+"""Other ways to run the same weights, in process; what is not installed is reported as absent."""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from embedding_server.convert.blocks import gelu, layer_norm, linear
+from embedding_server.convert.graph import Graph
+from embedding_server.core import ModelSpec
+
+_TEXTS = 300
+"""Slow peers get so many texts."""
+
+
+def peers(spec: ModelSpec, texts: Sequence[str], cores: int) -> dict[str, float | None]:
+    """Texts per second of every peer, None where it is absent."""
+    sample = list(texts[:_TEXTS])
+    speeds: dict[str, float | None] = {}
+    with fastembed_model(spec, cores) as embed:
+        for name, size in (("default", 256), ("32", 32), ("1", 1)):
+            speeds[f"FastEmbed, batch {name}"] = _time(partial(embed, sample, size), sample)
+    speeds["sentence-transformers"] = _sentence_transformers(spec, sample)
+    return speeds
+
+
+@contextmanager
+def fastembed_model(
+    spec: ModelSpec, cores: int
+) -> Iterator[Callable[[Sequence[str], int], object]]:
+    """FastEmbed's own `embed` on a padded graph of the same weights."""
+    from fastembed import TextEmbedding  # noqa: PLC0415 - loading it takes a second
+    from fastembed.common.model_description import ModelSource, PoolingType  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in ("config.json", "tokenizer_config.json", "special_tokens_map.json"):
+            shutil.copy(spec.directory / name, scratch)
+        tokenizer = json.loads((spec.directory / "tokenizer.json").read_text())
+        tokenizer["truncation"] = tokenizer["padding"] = None
+        Path(scratch, "tokenizer.json").write_text(json.dumps(tokenizer))
+        padded_graph(spec.directory, Path(scratch, "model.onnx"))
+        TextEmbedding.add_custom_model(
+            model="bench/padded",
+            pooling=PoolingType.MEAN,
+            normalization=True,
+            sources=ModelSource(url="unused"),
+            dim=spec.dimensions,
+            model_file="model.onnx",
+        )
+        model = TextEmbedding("bench/padded", specific_model_path=scratch, threads=cores)
+        yield lambda texts, size: list(model.embed(texts, batch_size=size))
+
+
+def padded_graph(directory: Path, path: Path) -> None:
+    """The graph that exporters write: plain operators, padding, an attention mask."""
+    config = json.loads((directory / "config.json").read_text())
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    graph = Graph("padded")
+    with safe_open(directory / "model.safetensors", framework="numpy") as file:
+        weights = file.get_tensor
+        ids, mask = (
+            graph.input(name, "texts", "length") for name in ("input_ids", "attention_mask")
+        )
+        types = graph.input("token_type_ids", "texts", "length")
+        length = graph.node(
+            "Slice", graph.node("Shape", ids), graph.constant([1]), graph.constant([2])
+        )
+
+        def table(name: str) -> str:
+            return graph.weight(name, weights(f"embeddings.{name}_embeddings.weight"))
+
+        positions = graph.node(
+            "Slice", table("position"), graph.constant([0]), length, graph.constant([0])
+        )
+        x = graph.node(
+            "Add",
+            graph.node("Gather", table("word"), ids),
+            graph.node("Gather", table("token_type"), types),
+        )
+        x = layer_norm(
+            graph, weights, "embeddings.LayerNorm", graph.node("Add", x, positions), 1e-12
+        )
+        seen = graph.node("Unsqueeze", graph.node("Cast", mask, to=1), graph.constant([1, 2]))
+        bias = graph.node("Mul", graph.node("Sub", graph.constant(1.0), seen), graph.constant(-1e9))
+
+        def split(states: str, order: list[int]) -> str:
+            shape = graph.constant([0, 0, heads, width // heads])
+            return graph.node("Transpose", graph.node("Reshape", states, shape), perm=order)
+
+        for index in range(config["num_hidden_layers"]):
+            layer = f"encoder.layer.{index}"
+            q, k, v = (
+                linear(graph, weights, f"{layer}.attention.self.{part}", x)
+                for part in ("query", "key", "value")
+            )
+            scores = graph.node("MatMul", split(q, [0, 2, 1, 3]), split(k, [0, 2, 3, 1]))
+            scores = graph.node("Div", scores, graph.constant(float(np.sqrt(width // heads))))
+            shares = graph.node("Softmax", graph.node("Add", scores, bias), axis=-1)
+            mixed = graph.node(
+                "Transpose", graph.node("MatMul", shares, split(v, [0, 2, 1, 3])), perm=[0, 2, 1, 3]
+            )
+            mixed = graph.node("Reshape", mixed, graph.constant([0, 0, width]))
+            x = graph.node(
+                "Add", linear(graph, weights, f"{layer}.attention.output.dense", mixed), x
+            )
+            x = layer_norm(graph, weights, f"{layer}.attention.output.LayerNorm", x, 1e-12)
+            wide = gelu(graph, linear(graph, weights, f"{layer}.intermediate.dense", x))
+            x = graph.node("Add", linear(graph, weights, f"{layer}.output.dense", wide), x)
+            x = layer_norm(graph, weights, f"{layer}.output.LayerNorm", x, 1e-12)
+    graph.output("last_hidden_state", x, "texts", "length", width)
+    graph.save(path)
+
+
+def _sentence_transformers(spec: ModelSpec, texts: list[str]) -> float | None:
+    if find_spec("sentence_transformers") is None:
+        return None
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - may be absent
+
+    model = SentenceTransformer(str(spec.directory), device="cpu")
+    return _time(lambda: model.encode(texts, batch_size=32), texts)
+
+
+def _time(work: Callable[[], object], texts: Sequence[str]) -> float:
+    started = time.perf_counter()
+    work()
+    return len(texts) / (time.perf_counter() - started)

@@ -1,0 +1,76 @@
+"""The planner's ceiling: the very schedule of the server, driven by a server that costs nothing.
+
+Runs take what the measured cost says, slots never wait for Python, and every text that is done is
+replaced by the next one at once. What is lost against the limit is lost by the schedule alone.
+"""
+
+import heapq
+import itertools
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.limit import batches
+from embedding_server.core import Ids
+from embedding_server.serving.schedule import Cost, Entry, Lane, Schedule
+
+
+class Model:
+    """A model as the schedule knows it."""
+
+    def __init__(self, cost: Cost) -> None:
+        self.cost = cost
+
+
+def ceiling(texts: Sequence[Ids], cost: Cost, in_flight: int, slots: int, budget: int) -> float:
+    """Tokens per second with so many single texts in flight, one pass over `texts`."""
+    schedule: Schedule[Model] = Schedule(budget)
+    model, source = Model(cost), iter(texts)
+    running: list[tuple[float, int, list[Entry]]] = []
+    numbers = itertools.count()
+    now = 0.0
+
+    def arrive(count: int) -> None:
+        for ids in itertools.islice(source, count):
+            schedule.add(model, Lane.INTERACTIVE, None, [ids])
+        while len(running) < slots and (taken := schedule.take(slots - len(running))):
+            batch = taken[1]
+            heapq.heappush(running, (now + _seconds(cost, batch), next(numbers), batch))
+
+    arrive(in_flight)
+    while running:
+        now, _, done = heapq.heappop(running)
+        arrive(len(done))
+    return sum(map(len, texts)) / now
+
+
+def modelled_limit(texts: Sequence[Ids], cost: Cost, slots: int, budgets: Sequence[int]) -> float:
+    """Tokens per second of texts sorted by length, by the same cost, with the best budget."""
+    tokens = sum(map(len, texts))
+
+    def seconds(budget: int) -> float:
+        plans = [[len(ids) for ids in batch] for batch in batches(texts, budget)]
+        return sum(cost.seconds(len(one), max(one), sum(one)) for one in plans) / slots
+
+    return max(tokens / seconds(budget) for budget in budgets)
+
+
+def planning_seconds(pending: int, budget: int) -> float:
+    """Mean time to plan one batch while so many texts of 4 to 512 tokens are pending."""
+    schedule: Schedule[Model] = Schedule(budget)
+    lengths = np.clip(np.random.default_rng(0).lognormal(3.3, 0.9, pending), 4, 512).astype(int)
+    model, texts = Model(Cost()), [np.zeros(length, np.int64) for length in lengths]
+    schedule.add(model, Lane.BULK, None, texts)
+    rounds = 200
+    started = time.perf_counter()
+    for _ in range(rounds):
+        taken = schedule.take(1)
+        assert taken
+        schedule.add(model, Lane.BULK, None, [entry.ids for entry in taken[1]])
+    return (time.perf_counter() - started) / rounds
+
+
+def _seconds(cost: Cost, batch: Sequence[Entry]) -> float:
+    lengths = [entry.length for entry in batch]
+    return cost.seconds(len(lengths), max(lengths), sum(lengths))
