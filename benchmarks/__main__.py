@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks import latency
 from benchmarks.corpus import corpus
+from benchmarks.graphs import speedups
 from benchmarks.invariance import largest_difference
 from benchmarks.latency import Latency
 from benchmarks.limit import BUDGETS, sweep
@@ -70,6 +71,7 @@ def main() -> None:
         peers=peers(spec, texts, cores),
         latency=waits,
         planning_ms=planning_seconds(20_000, _BUDGET) * 1000,
+        speedups=speedups(session, spec.directory),
         neighbours=largest_difference(session, ids),
     )
     show(report)

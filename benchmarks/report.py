@@ -34,6 +34,8 @@ class Report(msgspec.Struct, frozen=True):
     peers: dict[str, float | None]
     latency: Latency
     planning_ms: float
+    speedups: dict[str, float]
+    """Batches -> how many times as fast our graph is as a padded one."""
     neighbours: float
     """Largest difference that a text's neighbours make to its vector of length 1."""
 
@@ -62,7 +64,10 @@ def show(report: Report) -> None:
     print("\nthe schedule's ceiling, texts in flight -> share of the limit")
     print("  ".join(f"{count}: {share:.3f}" for count, share in report.ceilings.items()))
     print(f"planning one batch of 20,000 pending texts: {report.planning_ms:.2f} ms")
-    print(f"largest difference a text's neighbours make: {report.neighbours:.1e}")
+    print("\nour packed graph against a padded one, one thread")
+    for name, factor in report.speedups.items():
+        print(f"{name:30} {factor:9.2f} x")
+    print(f"\nlargest difference a text's neighbours make: {report.neighbours:.1e}")
     print("\nmilliseconds, one short text")
     for name, value in msgspec.structs.asdict(report.latency).items():
         print(f"{name.replace('_', ' '):30} {value:9.2f}")
