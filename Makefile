@@ -36,7 +36,7 @@ $(INSTALLED): requirements-cpu.lock pyproject.toml
 
 # Needs uv. No index address goes into a lock.
 COMPILE = uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
-	--generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links
+	--generate-hashes --no-annotate --no-header
 lock:
 	$(COMPILE) --extra cpu --extra dev --extra demo --extra bench -o requirements-cpu.lock
 	$(COMPILE) --extra cuda -o requirements-cuda.lock

@@ -5,12 +5,14 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.process import COMMAND, environment, server
+from tests.process import COMMAND, Server, environment, server
 
 DEMO = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -84,27 +86,32 @@ def test_port_answers_while_models_load(tmp_path: Path) -> None:
         assert answer["embeddings"][0][0] == pytest.approx(-0.0381, abs=1e-4)
 
 
+@contextmanager
+def accepted(client: Server, texts: int) -> Iterator[list[httpx.Response]]:
+    """A request that has been accepted and still waits; its answer is in the list at the end."""
+    answers: list[httpx.Response] = []
+    body = {"model": DEMO, "input": ["word " * 300] * texts}
+    url = f"{client.base_url}/api/embed"
+    thread = threading.Thread(target=lambda: answers.append(httpx.post(url, json=body, timeout=30)))
+    thread.start()
+    while client.get("/health/status").json()["models"][DEMO]["queue"] == 0:
+        pass
+    yield answers
+    thread.join(30)
+
+
 def test_sigterm_drains() -> None:
     """SIGTERM: probes are still answered, new work is refused, accepted work ends, exit 0."""
     with server("--demo", "--drain-grace-ms", "1500") as client:
         client.until("/health/ready")
-        body = {"model": DEMO, "input": ["word " * 300] * 60}
-        answers: list[httpx.Response] = []
-        url = f"{client.base_url}/api/embed"
-        accepted = threading.Thread(
-            target=lambda: answers.append(httpx.post(url, json=body, timeout=30))
-        )
-        accepted.start()
-        while client.get("/health/status").json()["models"][DEMO]["queue"] == 0:
-            pass
-        client.process.send_signal(signal.SIGTERM)
-        while client.get("/health/ready").is_success:
-            pass
-        refused = client.post("/api/embed", json={"model": DEMO, "text": "late"})
+        with accepted(client, 60) as answers:
+            client.process.send_signal(signal.SIGTERM)
+            while client.get("/health/ready").is_success:
+                pass
+            refused = client.post("/api/embed", json={"model": DEMO, "text": "late"})
         assert refused.status_code == 503
         assert refused.headers["connection"] == "close"
         assert "shutting down" in refused.json()["error"]
-        accepted.join(30)
         assert answers[0].status_code == 200
         output, _ = client.process.communicate(timeout=30)
         assert client.process.returncode == 0
@@ -118,18 +125,9 @@ def test_drain_timeout_is_a_503() -> None:
     flags = ("--drain-grace-ms", "0", "--drain-timeout-ms", "1000", "--threads", "1")
     with server("--demo", *flags) as client:
         client.until("/health/ready")
-        body = {"model": DEMO, "input": ["word " * 300] * 128}
-        answers: list[httpx.Response] = []
-        url = f"{client.base_url}/api/embed"
-        accepted = threading.Thread(
-            target=lambda: answers.append(httpx.post(url, json=body, timeout=30))
-        )
-        accepted.start()
-        while client.get("/health/status").json()["models"][DEMO]["queue"] == 0:
-            pass
-        client.process.send_signal(signal.SIGTERM)
-        client.process.communicate(timeout=30)
-        accepted.join(30)
+        with accepted(client, 128) as answers:
+            client.process.send_signal(signal.SIGTERM)
+            client.process.communicate(timeout=30)
         assert client.process.returncode == 0
         assert answers[0].status_code == 503
         assert answers[0].json()["code"] == "SERVICE_UNAVAILABLE"
