@@ -30,7 +30,7 @@ from embedding_server.settings import Settings
 
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
 
-_BATCHES_ADMITTED = 8
+_BATCHES_ADMITTED, _BATCHES_PER_SLOT = 8, 2
 _HEADERS_SHOWN = [
     "X-Queue-Depth", "X-Queue-Capacity", "X-Estimated-Wait-Ms", "X-Request-Id",
     "X-Model-Fingerprint", "X-Truncated-Inputs", "Retry-After", "retry-after-ms",
@@ -68,9 +68,10 @@ def create_app(settings: Settings) -> App:
     catalog = open_catalog(settings)
     device = Device(settings.threads or usable_cores(), settings.max_batch_tokens, metrics)
     tokenizing = ThreadPoolExecutor(1, "tokenize")
+    admitted = max(_BATCHES_ADMITTED, _BATCHES_PER_SLOT * device.slots)
     queue = AdmissionQueue(
         max_requests=settings.max_concurrent_requests,
-        max_work=lambda: _BATCHES_ADMITTED * registry.batch_seconds(settings.max_batch_tokens),
+        max_work=lambda: admitted * registry.batch_seconds(settings.max_batch_tokens),
         max_depth=settings.max_queue_depth,
         timeout=settings.queue_timeout_ms / 1000,
         slots=device.slots,
@@ -133,7 +134,14 @@ def _litestar(parts: Parts, lifespan: Lifespan) -> Litestar:
         [handler for handlers in ROUTERS.values() for handler in handlers],
         request_class=ApiRequest,
         middleware=[
-            lambda app: BodyReader(app, settings.max_body_bytes, budget, queue, parts.metrics)
+            lambda app: BodyReader(
+                app,
+                settings.max_body_bytes,
+                budget,
+                queue,
+                parts.metrics,
+                timeout=settings.request_timeout_ms / 1000 or None,
+            )
         ],
         exception_handlers={Exception: render},
         lifespan=[lifespan],

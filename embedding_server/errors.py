@@ -20,6 +20,8 @@ ServiceError                  answered to a client as {"error", "code", "request
 
 from typing import ClassVar
 
+_MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 1.0, 60.0
+
 
 class StartupError(Exception):
     """The process cannot start; the message is the one line the operator sees."""
@@ -90,13 +92,13 @@ class Unavailable(ServiceError):
     Args:
         message: what is wrong and what to do.
         reason: the metric label, a short fixed word.
-        retry_after: seconds until another try makes sense.
+        retry_after: seconds until another try makes sense; brought to between 1 and 60.
     """
 
     def __init__(self, message: str, *, reason: str, retry_after: float) -> None:
         super().__init__(message)
         self.reason = reason
-        self.retry_after = retry_after
+        self.retry_after = min(_MAX_RETRY_SECONDS, max(_MIN_RETRY_SECONDS, retry_after))
 
 
 class ServiceUnavailable(Unavailable):

@@ -87,6 +87,15 @@ async def test_while_sending_the_body(client: Client) -> None:
     assert await metric(client, "inference_cancelled_requests_total") == "1.0"
 
 
+async def test_body_that_never_comes(serve: Serve) -> None:
+    """A client that sends half a body and waits is told so, and held no budget for the rest."""
+    async with serve(request_timeout_ms=20) as client:
+        caller = Caller(client, whole=False)
+        await caller.task
+        assert caller.sent[0]["status"] == 503
+        assert b"did not arrive" in caller.sent[1]["body"]
+
+
 async def test_while_waiting_for_admission(serve: Serve, session: FakeSession) -> None:
     """A client that leaves the line is never run, and those behind it move up."""
     async with serve(max_concurrent_requests=1) as client:

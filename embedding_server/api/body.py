@@ -87,6 +87,7 @@ class BodyReader:
         app: the next ASGI application.
         max_bytes: limit of a body, before and after decompression.
         budget: bounds the bodies of all requests together.
+        timeout: seconds a body may take to arrive; None = no limit.
     """
 
     def __init__(
@@ -96,8 +97,11 @@ class BodyReader:
         budget: ByteBudget,
         queue: AdmissionQueue,
         metrics: Metrics,
+        *,
+        timeout: float | None,
     ) -> None:
         self._app = app
+        self._timeout = timeout
         self._max_bytes = max_bytes
         self._budget = budget
         self._queue = queue
@@ -110,7 +114,14 @@ class BodyReader:
             return
         _require_json(header(scope, b"content-type"))
         with self._budget.account() as charge:
-            body = await self._read(receive, charge, int(header(scope, b"content-length", "0")))
+            try:
+                async with asyncio.timeout(self._timeout):
+                    declared = int(header(scope, b"content-length", "0"))
+                    body = await self._read(receive, charge, declared)
+            except TimeoutError as exc:
+                raise self._queue.refusal(
+                    "request_timeout", f"the body did not arrive within {self._timeout:g} s"
+                ) from exc
             if body is None:
                 self._metrics.cancelled.inc()
                 return
@@ -125,7 +136,6 @@ class BodyReader:
     ) -> bytes | None:
         """The body as sent; None if the client left before its end."""
         self._require_fit(declared)
-        charge(declared)
         parts, size, more = [], 0, True
         while more:
             message = await receive()
@@ -134,7 +144,7 @@ class BodyReader:
             part = message["body"]
             size += len(part)
             self._require_fit(size)
-            charge(len(part) if not declared else 0)
+            charge(len(part))
             parts.append(part)
             more = message["more_body"]
         return b"".join(parts)

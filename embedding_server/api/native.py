@@ -1,5 +1,6 @@
 """The native dialect: `/api/embed`, `/api/embed/batch`, `/api/rerank` and the model lists."""
 
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -18,9 +19,10 @@ from embedding_server.errors import BadRequest
 from embedding_server.serving.engine import Options
 
 _MAX_DOCUMENTS = 1000
+_MAX_TIMEOUT_MS = 3_600_000
 
 Model = Annotated[str, Meta(description="an id or alias of the model lists")]
-Timeout = Annotated[int, Meta(ge=1, le=3_600_000, description="milliseconds, then 504")]
+Timeout = Annotated[int, Meta(ge=1, le=_MAX_TIMEOUT_MS, description="milliseconds, then 504")]
 
 
 class _EmbedOptions(msgspec.Struct, kw_only=True, frozen=True):
@@ -210,8 +212,8 @@ def _timeout(request: ApiRequest, milliseconds: int | None) -> float | None:
     """The client's own deadline in seconds: the field's, else the header's."""
     text = header(request.scope, b"x-request-timeout-ms")
     if milliseconds is None and text:
-        if not (text.isascii() and text.isdigit() and int(text)):
-            raise BadRequest("X-Request-Timeout-Ms must be a positive number of milliseconds")
+        if not re.fullmatch(r"[0-9]{1,7}", text) or not 1 <= int(text) <= _MAX_TIMEOUT_MS:
+            raise BadRequest(f"X-Request-Timeout-Ms must be from 1 to {_MAX_TIMEOUT_MS}")
         milliseconds = int(text)
     return milliseconds / 1000 if milliseconds else None
 

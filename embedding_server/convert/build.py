@@ -26,7 +26,9 @@ VERSION = 1
 
 MODEL_FILE = "model.onnx"
 EXTERNAL_ABOVE_BYTES = 2_000_000_000
+"""A protobuf message holds 2 GiB; weights stored in half precision become twice as large."""
 _PROGRESS_SECONDS = 1.0
+_READABLE = 0o755
 
 log = structlog.get_logger()
 
@@ -79,7 +81,7 @@ def _build(weights_file: Path, config: dict[str, Any], pooling: Pooling, out: Pa
             f"architecture {architecture} in config.json is not one of {', '.join(FAMILIES)}"
         )
     started, size = time.monotonic(), weights_file.stat().st_size
-    external = out / f"{MODEL_FILE}_data" if size > EXTERNAL_ABOVE_BYTES else None
+    external = out / f"{MODEL_FILE}_data" if 2 * size > EXTERNAL_ABOVE_BYTES else None
     graph = Graph(architecture, external)
     with _open_weights(weights_file) as weights:
         try:
@@ -133,6 +135,7 @@ def _published(target: Path) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
     try:
         yield scratch
+        scratch.chmod(_READABLE)
         try:
             scratch.rename(target)
         except OSError as exc:

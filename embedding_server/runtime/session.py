@@ -58,8 +58,11 @@ class PackedSession:
 
     def __init__(self, path: Path, threads: int) -> None:
         self._narrow = self._wide = _open(path, 1)
-        if threads > 1 and path.stat().st_size <= _WIDE_BELOW_BYTES:
+        size = sum(file.stat().st_size for file in path.parent.iterdir())
+        if threads > 1 and size <= _WIDE_BELOW_BYTES:
             self._wide = _open(path, threads)
+        self.resident_bytes = size * (1 if self._wide is self._narrow else 2)
+        """Size of the graph and its weights, as often as they are held."""
         self.provider: str = self._narrow.get_providers()[0]
 
     def run(self, texts: Sequence[Ids], *, wide: bool = False) -> Rows:

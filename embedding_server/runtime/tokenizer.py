@@ -66,16 +66,18 @@ class Tokenizer:
     def _encode_long(self, text: str) -> Encoding:
         """Encode the beginning of a text, more of it while that gives too few tokens.
 
-        Cutting inside a word may change its tokens, so the last word of a cut does not count.
+        Cutting inside a word may change its tokens, so a word that the cut ends does not count.
         """
         chars = self._room * _CHARS_PER_TOKEN
         most = self._room * _MOST_CHARS_PER_TOKEN
         while chars < len(text):
             encoding = self._backend.encode(text[:chars], add_special_tokens=False)
-            words = encoding.word_ids
-            whole = next((at for at, word in enumerate(words) if word == words[-1]), 0)
+            words, ends = encoding.word_ids, encoding.offsets
+            whole = len(words)
+            if ends and ends[-1][1] == chars:
+                whole = words.index(words[-1])
             if whole >= self._room or chars >= most:
-                return self._finish(encoding.ids[: whole or None], cut=True)
+                return self._finish(encoding.ids[: whole or None], cut=not text[chars:].isspace())
             chars = min(4 * chars, most)
         return self._finish(self._backend.encode(text, add_special_tokens=False).ids, cut=False)
 

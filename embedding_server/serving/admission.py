@@ -3,8 +3,8 @@
 What is inside is limited by predicted work, so that the schedule always has enough to choose from
 and never much more, or by `INFERENCE_MAX_CONCURRENT_REQUESTS` where that is set. Everyone else
 waits in line, first come first served, or is refused with a time after which to come back. Small
-requests have a limit and a line of their own, so that bulk does not keep them from the schedule,
-which lets them go first.
+requests have a limit of their own and do not stand behind bulk, so that they reach the schedule,
+which lets them go first; the length of the line is one number for all.
 """
 
 import asyncio
@@ -18,7 +18,6 @@ from embedding_server.errors import ServiceUnavailable
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving.schedule import Lane
 
-_MIN_RETRY, _MAX_RETRY = 1.0, 60.0
 _SMOOTHING = 0.05
 
 
@@ -120,10 +119,10 @@ class AdmissionQueue:
 
     @property
     def retry_after(self) -> float:
-        """Seconds after which all present work is done, with jitter, from 1 to 60."""
+        """Seconds after which all present work is done, with jitter."""
         drained = sum(gate.work for gate in self._gates.values()) / self._slots
         jitter = random.uniform(1.0, 1.25)  # noqa: S311 - spreads clients, guards nothing
-        return min(_MAX_RETRY, max(_MIN_RETRY, drained * jitter))
+        return drained * jitter
 
     @asynccontextmanager
     async def permit(self, work: float, lane: Lane) -> AsyncIterator[None]:
@@ -156,10 +155,7 @@ class AdmissionQueue:
     def refusal(self, reason: str, message: str) -> ServiceUnavailable:
         """A counted 503 that says when to come back."""
         self._metrics.rejections.labels(reason).inc()
-        after = self.retry_after
-        return ServiceUnavailable(
-            f"{message}; try again in {after:.0f} s", reason=reason, retry_after=after
-        )
+        return ServiceUnavailable(message, reason=reason, retry_after=self.retry_after)
 
     @property
     def _inside(self) -> int:

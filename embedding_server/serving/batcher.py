@@ -109,5 +109,7 @@ class Batcher:
 
     def _learn(self, run: Run) -> None:
         self._metrics.record_run(self.name, run.shape, run.seconds)
+        if run.wide:  # costs are those of one slot
+            return
         error = run.seconds / self.cost.seconds(*run.shape) - 1
         self.cost = self.cost.corrected(1 + _SMOOTHING * min(1.0, error))

@@ -65,26 +65,19 @@ class Loader:
             tokenizer = Tokenizer(tokenizer_file, spec.max_tokens)
             session = _open(graph, self._device.slots)
             check(spec, tokenizer, session)
+            fingerprint = _fingerprint(graph, tokenizer_file, session)
+            path = self._profile_path(fingerprint)
+            cost = profile(session, spec.max_tokens, self._warmup, path)
         except (ConvertError, TokenizerError, SessionError) as exc:
             raise LoadError(str(exc)) from exc
-        fingerprint = _fingerprint(graph, tokenizer_file, session)
         return Model(
             spec,
             tokenizer,
-            Batcher(
-                spec.id,
-                session,
-                self._device,
-                spec.dimensions,
-                self._metrics,
-                cost=profile(
-                    session, spec.max_tokens, self._warmup, self._profile_path(fingerprint)
-                ),
-            ),
+            Batcher(spec.id, session, self._device, spec.dimensions, self._metrics, cost=cost),
             self._tokenizing,
             self._metrics,
             fingerprint=fingerprint,
-            resident_bytes=sum(file.stat().st_size for file in graph.parent.iterdir()),
+            resident_bytes=session.resident_bytes,
         )
 
     def _profile_path(self, fingerprint: str) -> Path:
@@ -98,7 +91,7 @@ def _open(graph: Path, threads: int) -> PackedSession:
     try:
         return PackedSession(graph, threads)
     except SessionError:
-        shutil.rmtree(graph.parent)
+        shutil.rmtree(graph.parent, ignore_errors=True)
         raise
 
 

@@ -5,8 +5,9 @@ run corrects it further (`Batcher`).
 """
 
 import itertools
+import os
 import platform
-import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -34,13 +35,16 @@ _ROUNDS = 5
 _TOKEN = 1
 """Any id does: time does not depend on it."""
 
+_ONE_AT_A_TIME = threading.Lock()
+"""Two models measured at once would each find the machine slow."""
+
 log = structlog.get_logger()
 
 
 def profile(session: Session, max_tokens: int, seconds: float, path: Path) -> Cost:
     """The model's cost, from `path`, or measured for so many seconds at most and stored there.
 
-    0 seconds measure nothing and give the default cost.
+    0 seconds measure nothing: what is not stored is the default cost then.
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Cost)
@@ -48,12 +52,16 @@ def profile(session: Session, max_tokens: int, seconds: float, path: Path) -> Co
         pass
     if not seconds:
         return Cost()
-    cost = measure(session, max_tokens, seconds)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as scratch:
-        scratch.write(msgspec.json.encode(cost))
-    Path(scratch.name).rename(path)
+    with _ONE_AT_A_TIME:
+        cost = measure(session, max_tokens, seconds)
     log.info("model.profiled", **msgspec.structs.asdict(cost))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(f".{os.getpid()}")
+        scratch.write_bytes(msgspec.json.encode(cost))
+        scratch.rename(path)
+    except OSError as exc:
+        log.warning("profile.unsaved", error=str(exc))
     return cost
 
 

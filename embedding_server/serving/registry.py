@@ -141,7 +141,7 @@ class Registry:
             resident.waiting -= 1
         if resident.model is None:
             message = f"{resident.spec.id} could not be loaded, the server tries again"
-            after = max(1.0, resident.retry_at - time.monotonic())
+            after = resident.retry_at - time.monotonic()
             raise self._refusal("load_failed", message, after)
         return resident.model
 
@@ -204,7 +204,8 @@ async def in_daemon_thread(function: Callable[[ModelSpec], T], spec: ModelSpec) 
             result = function(spec)
             outcome = partial(future.set_result, result)
         except BaseException as exc:  # noqa: BLE001 - it is raised where it is awaited
-            outcome = partial(future.set_exception, exc)
+            error = exc if isinstance(exc, Exception) else LoadError(repr(exc))
+            outcome = partial(future.set_exception, error)
         with suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(settle, outcome)
 

@@ -43,6 +43,9 @@ def test_sparse_text_is_read_on(tokenizer: Tokenizer) -> None:
     (encoding,) = tokenizer.encode([" " * 1000 + "the of and"])
     assert encoding.ids.tolist() == [CLS, 4, 6, 7, SEP]
     assert not encoding.truncated
+    (encoding,) = tokenizer.encode(["the of" + " " * 1_000_000])
+    assert encoding.ids.tolist() == [CLS, 4, 6, SEP]
+    assert not encoding.truncated
     (encoding,) = tokenizer.encode([" " * 1_000_000 + "the of and"])
     assert encoding.ids.tolist() == [CLS, SEP]
     assert encoding.truncated

@@ -81,3 +81,10 @@ def test_time_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = len(session.batches)
     assert profile(session, 256, 0.0, tmp_path / "other.json") == Cost()
     assert len(session.batches) == before
+
+
+def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    """A cost that cannot be stored is used all the same."""
+    (tmp_path / "file").touch()
+    cost = profile(FakeSession(), 256, 0.1, tmp_path / "file" / "p.json")
+    assert cost.seconds(1, 8, 8) > 0

@@ -85,11 +85,12 @@ async def test_waiting_line_is_bounded() -> None:
     await asyncio.gather(*requests)
 
 
-async def test_unexpected_failure_is_a_failure_too() -> None:
+@pytest.mark.parametrize("error", [RuntimeError("disk on fire"), KeyboardInterrupt()])
+async def test_unexpected_failure_is_a_failure_too(error: BaseException) -> None:
     """A load that ends with an exception nobody expected is failed and retried, not stuck."""
 
     def load(spec: ModelSpec) -> Stub:
-        raise RuntimeError("disk on fire")
+        raise error
 
     registry = Registry([SPEC], load, 5.0, 20, Metrics("test"))  # type: ignore[arg-type]
     with pytest.raises(ModelLoadError, match="could not be loaded"):
