@@ -17,6 +17,18 @@ from tests.process import COMMAND, Server, environment, server
 DEMO = "sentence-transformers/all-MiniLM-L6-v2"
 
 
+def start(*flags: str, **env: str) -> "subprocess.CompletedProcess[str]":
+    """A start of the server that is expected to end by itself."""
+    return subprocess.run(
+        [*COMMAND, *flags],
+        env=environment(**env),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 @pytest.mark.parametrize(
     ("flags", "env", "status", "said"),
     [
@@ -34,14 +46,7 @@ def test_start_up_mistakes_are_one_line(
     flags: list[str], env: dict[str, str], status: int, said: str
 ) -> None:
     """A mistake is one line on stderr and the documented exit status, never a traceback."""
-    ended = subprocess.run(
-        [*COMMAND, *flags],
-        env=environment(**env),
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    ended = start(*flags, **env)
     assert ended.returncode == status
     assert said in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
@@ -51,14 +56,7 @@ def test_port_in_use() -> None:
     """A port that is taken is one line and exit status 1."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         flags = ["--demo", "--hostname", "127.0.0.1", "--port", str(taken.getsockname()[1])]
-        ended = subprocess.run(
-            [*COMMAND, *flags],
-            env=environment(),
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        ended = start(*flags)
     assert ended.returncode == 1
     assert "Address already in use" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1

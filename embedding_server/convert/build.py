@@ -49,7 +49,7 @@ def convert(
         expected_sha256: refuse any other weights.
 
     Returns:
-        Path of the ONNX file; weights above 2 GB lie beside it.
+        Path of the ONNX file; weights that do not fit into it lie beside it.
 
     Raises:
         ConvertError: a file is missing, damaged or not the expected one, or its architecture is

@@ -142,7 +142,7 @@ class Device:
                 if not run.entries:
                     continue
             elif taken := self.schedule.take(free):
-                run = Run(*taken, wide=free == self.slots and not self.schedule)
+                run = Run(*taken, wide=free == self.slots > 1 and not self.schedule)
             else:
                 return
             run.started = time.monotonic()

@@ -6,7 +6,7 @@ tokenise, run, finish the vectors. Overload is refused before the first token is
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -77,12 +77,12 @@ class Engine:
         """
         with self._observed(Task.EMBED, name, len(texts)) as spec:
             _check_dimensions(options.dimensions, spec)
-            self._check_lengths("text", texts)
+            self._check_lengths(texts, _text_name)
             prompt = _prompt(spec, options)
             try:
                 raw = await self._run(spec, [prompt + text for text in texts], options)
             except TextTooLong as exc:
-                raise _too_long(f"text {exc.index}", spec) from exc
+                raise _too_long(_text_name(exc.index), spec) from exc
             except RunError as exc:
                 raise EmbeddingError(str(exc)) from exc
             rows = raw.rows[:, : options.dimensions]
@@ -100,15 +100,13 @@ class Engine:
         with self._observed(Task.RERANK, name, len(documents)) as spec:
             if top is not None and top < 1:
                 raise BadRequest(f"top_k and top_n must be at least 1, got {top}")
-            self._check_lengths("query", [query])
-            self._check_lengths("document", documents)
+            self._check_lengths([query, *documents], _rerank_name)
             texts = [spec.prompts.get("query", "") + query]
             texts += [spec.prompts.get("document", "") + text for text in documents]
             try:
                 raw = await self._run(spec, texts if documents else [], options)
             except TextTooLong as exc:
-                which = f"document {exc.index - 1}" if exc.index else "the query"
-                raise _too_long(which, spec) from exc
+                raise _too_long(_rerank_name(exc.index), spec) from exc
             except RunError as exc:
                 raise RerankError(str(exc)) from exc
             rows = normalized(raw.rows)
@@ -141,11 +139,12 @@ class Engine:
                 "request_timeout", f"the request was not done within {deadline:g} s"
             ) from exc
 
-    def _check_lengths(self, kind: str, texts: Sequence[str]) -> None:
+    def _check_lengths(self, texts: Sequence[str], name: Callable[[int], str]) -> None:
         limit = self._max_text_chars
         for index, text in enumerate(texts if limit else ()):
             if len(text) > limit:
-                raise BadRequest(f"{kind} {index} has {len(text)} characters, the limit is {limit}")
+                size = f"{len(text)} characters, the limit is {limit}"
+                raise BadRequest(f"{name(index)} has {size}")
 
     @contextmanager
     def _observed(self, task: Task, name: str, items: int) -> Iterator[ModelSpec]:
@@ -166,6 +165,15 @@ def normalized(rows: Rows) -> Rows:
     squares = np.einsum("ij,ij->i", rows, rows)
     scaled: Rows = rows / np.sqrt(np.maximum(squares, _TINY))[:, None]
     return scaled
+
+
+def _text_name(index: int) -> str:
+    return f"text {index}"
+
+
+def _rerank_name(index: int) -> str:
+    """The query is the first of the texts that go through the model."""
+    return f"document {index - 1}" if index else "the query"
 
 
 def _too_long(which: str, spec: ModelSpec) -> BadRequest:

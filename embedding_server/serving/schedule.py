@@ -23,6 +23,7 @@ from embedding_server.core import Ids
 
 INTERACTIVE_IN_A_ROW = 3
 _INTERACTIVE_TEXTS = 4
+"""A request of at most so many texts is a small one."""
 _SHARE_FLOOR = 64
 """Tokens below which a batch is not divided between idle slots: a run costs as much as 16."""
 

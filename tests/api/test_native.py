@@ -241,6 +241,8 @@ async def test_text_limit(serve: Serve) -> None:
         answer = await client.post("/api/embed", json={"model": "tiny", "input": ["a", "a" * 11]})
         assert answer.status_code == 400
         assert "text 1 has 11 characters, the limit is 10" in answer.json()["error"]
+        answer = await client.post("/api/rerank", json=RERANK | {"query": "a" * 11})
+        assert "the query has 11 characters" in answer.json()["error"]
         body = {"model": "tiny", "text": "a", "input_type": "query"}
         assert (await client.post("/api/embed", json=body)).status_code == 200
 
