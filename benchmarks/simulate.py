@@ -13,7 +13,8 @@ import numpy as np
 
 from benchmarks.limit import batches
 from embedding_server.core import Ids
-from embedding_server.serving.schedule import Cost, Entry, Lane, Schedule
+from embedding_server.serving.cost import Cost, Shape
+from embedding_server.serving.schedule import Entry, Lane, Schedule
 
 
 class Model:
@@ -51,7 +52,7 @@ def modelled_limit(texts: Sequence[Ids], cost: Cost, slots: int, budgets: Sequen
 
     def seconds(budget: int) -> float:
         plans = [[len(ids) for ids in batch] for batch in batches(texts, budget)]
-        return sum(cost.seconds(len(one), max(one), sum(one)) for one in plans) / slots
+        return sum(cost.seconds(Shape.of(one)) for one in plans) / slots
 
     return max(tokens / seconds(budget) for budget in budgets)
 
@@ -72,5 +73,4 @@ def planning_seconds(pending: int, budget: int) -> float:
 
 
 def _seconds(cost: Cost, batch: Sequence[Entry]) -> float:
-    lengths = [entry.length for entry in batch]
-    return cost.seconds(len(lengths), max(lengths), sum(lengths))
+    return cost.seconds(Shape.of(entry.length for entry in batch))

@@ -71,7 +71,7 @@ def create_app(settings: Settings) -> App:
     admitted = max(_BATCHES_ADMITTED, _BATCHES_PER_SLOT * device.slots)
     queue = AdmissionQueue(
         max_requests=settings.max_concurrent_requests,
-        max_work=lambda: admitted * registry.batch_seconds(settings.max_batch_tokens),
+        max_work=lambda: admitted * registry.batch_seconds,
         max_depth=settings.max_queue_depth,
         timeout=settings.queue_timeout_ms / 1000,
         slots=device.slots,
@@ -96,7 +96,6 @@ def create_app(settings: Settings) -> App:
         queue,
         metrics,
         max_text_chars=settings.max_text_chars,
-        request_timeout=settings.request_timeout_ms / 1000,
     )
     preloaded = _preloaded(settings, catalog)
     parts = Parts(

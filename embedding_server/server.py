@@ -7,9 +7,11 @@ import signal
 import socket
 import sys
 from types import FrameType
+from typing import Any
 
 import structlog
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from embedding_server import __version__
 from embedding_server.app import App, create_app
@@ -62,6 +64,46 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
+class _Transport:
+    """A transport that sends what one turn of the event loop writes at once.
+
+    uvicorn writes an answer's head and its body apart: two system calls, two packets, and a client
+    that is woken twice.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._written: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send `data` at the end of this turn."""
+        if not self._written:
+            self._loop.call_soon(self._flush)
+        self._written.append(data)
+
+    def close(self) -> None:
+        """Close once everything is sent."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._written:
+            self._transport.write(b"".join(self._written))
+            self._written.clear()
+
+
+class _Protocol(HttpToolsProtocol):
+    """HTTP/1.1 on one connection."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Called by the event loop."""
+        super().connection_made(_Transport(transport))  # type: ignore[arg-type]
+
+
 def run(settings: Settings) -> None:
     """Serve until a signal ends it.
 
@@ -74,7 +116,7 @@ def run(settings: Settings) -> None:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=_Protocol,
         lifespan="on",
         ws="none",
         log_config=None,

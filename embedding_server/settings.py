@@ -103,8 +103,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_ms: Annotated[int, _ms("after that: finishing accepted work")] = 20_000
 
     max_batch_tokens: Annotated[
-        int, _field("tokens per model run; a longer text runs alone", ge=16, le=1 << 24)
-    ] = 512
+        int | None,
+        _field(
+            "tokens per model run, a longer text runs alone; unset = measured", ge=16, le=1 << 24
+        ),
+    ] = None
     warmup_ms: Annotated[
         int, _ms("longest measurement of a model's costs at its first load; 0 = none")
     ] = 3000

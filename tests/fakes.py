@@ -19,6 +19,7 @@ class FakeSession:
 
     provider = "FakeExecutionProvider"
     precision = "fp32"
+    padded = False
 
     def __init__(
         self, *, poison: int = -1, nan: int = -1, deadly: int = -1, width: int = WIDTH

@@ -87,7 +87,7 @@ class BodyReader:
         app: the next ASGI application.
         max_bytes: limit of a body, before and after decompression.
         budget: bounds the bodies of all requests together.
-        timeout: seconds a body may take to arrive; None = no limit.
+        timeout: seconds a request may take in all; None = no limit.
     """
 
     def __init__(
@@ -113,23 +113,25 @@ class BodyReader:
             await self._app(scope, receive, send)
             return
         _require_json(header(scope, b"content-type"))
-        with self._budget.account() as charge:
-            try:
-                async with asyncio.timeout(self._timeout):
+        body = None
+        try:
+            async with asyncio.timeout(self._timeout):
+                with self._budget.account() as charge:
                     declared = int(header(scope, b"content-length", "0"))
                     body = await self._read(receive, charge, declared)
-            except TimeoutError as exc:
-                raise self._queue.refusal(
-                    "request_timeout", f"the body did not arrive within {self._timeout:g} s"
-                ) from exc
-            if body is None:
-                self._metrics.cancelled.inc()
-                return
-            encoding = header(scope, b"content-encoding", "identity").strip().lower()
-            if encoding != "identity":
-                body = decompress(body, encoding, self._max_bytes)
-                charge(len(body))
-            await self._handle(body, scope, receive, send)
+                    if body is None:
+                        self._metrics.cancelled.inc()
+                        return
+                    encoding = header(scope, b"content-encoding", "identity").strip().lower()
+                    if encoding != "identity":
+                        body = decompress(body, encoding, self._max_bytes)
+                        charge(len(body))
+                    await self._handle(body, scope, receive, send)
+        except TimeoutError as exc:
+            late = "its body did not arrive" if body is None else "it was not done"
+            raise self._queue.refusal(
+                "request_timeout", f"the request took too long: {late} within {self._timeout:g} s"
+            ) from exc
 
     async def _read(
         self, receive: Receive, charge: Callable[[int], None], declared: int

@@ -4,9 +4,10 @@ import re
 from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar import Response, get, post
+from litestar import get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
+from litestar.response.base import ASGIResponse
 from msgspec import UNSET, Meta, UnsetType
 
 from embedding_server.api.body import ApiRequest
@@ -139,7 +140,7 @@ class ModelRow(msgspec.Struct):
     opt={INFERENCE: True},
     responses={200: ResponseSpec(EmbedAnswer, generate_examples=False), **ERRORS},
 )
-async def embed(request: ApiRequest, data: JSONBody[EmbedRequest]) -> Response[bytes]:
+async def embed(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
     """Embed one text or several."""
     return await _embed(request, data, data.texts())
 
@@ -150,12 +151,12 @@ async def embed(request: ApiRequest, data: JSONBody[EmbedRequest]) -> Response[b
     opt={INFERENCE: True},
     responses={200: ResponseSpec(EmbedAnswer, generate_examples=False), **ERRORS},
 )
-async def embed_batch(request: ApiRequest, data: JSONBody[EmbedBatchRequest]) -> Response[bytes]:
+async def embed_batch(request: ApiRequest, data: JSONBody[EmbedBatchRequest]) -> ASGIResponse:
     """Embed several texts."""
     return await _embed(request, data, data.texts())
 
 
-async def _embed(request: ApiRequest, data: _EmbedOptions, texts: list[str]) -> Response[bytes]:
+async def _embed(request: ApiRequest, data: _EmbedOptions, texts: list[str]) -> ASGIResponse:
     limit = parts(request).settings.max_batch_size
     if len(texts) > limit:
         raise BadRequest(f"Batch size {len(texts)} exceeds maximum {limit}")
@@ -182,7 +183,7 @@ async def _embed(request: ApiRequest, data: _EmbedOptions, texts: list[str]) -> 
     opt={INFERENCE: True},
     responses={200: ResponseSpec(RerankAnswer, generate_examples=False), **ERRORS},
 )
-async def rerank(request: ApiRequest, data: JSONBody[RerankRequest]) -> Response[bytes]:
+async def rerank(request: ApiRequest, data: JSONBody[RerankRequest]) -> ASGIResponse:
     """Order documents by relevance to a query."""
     documents = [Document(one) if isinstance(one, str) else one for one in data.documents]
     if len(documents) > _MAX_DOCUMENTS:
@@ -220,7 +221,7 @@ def _timeout(request: ApiRequest, milliseconds: int | None) -> float | None:
 
 async def _respond(
     request: ApiRequest, body: bytes, model: str, texts: int, answer: Embeddings | Ranking
-) -> Response[bytes]:
+) -> ASGIResponse:
     event(request.scope).update(
         model=model, texts=texts, tokens=answer.tokens, truncated=answer.truncated
     )
@@ -230,7 +231,7 @@ async def _respond(
     if parts(request).settings.compress:
         body, more = await compressed(body, request.headers.get("accept-encoding", ""))
         headers |= more
-    return Response(body, media_type="application/json", headers=headers)
+    return ASGIResponse(body=body, media_type="application/json", headers=headers)
 
 
 @get("/api/embedders", sync_to_thread=False)

@@ -21,7 +21,7 @@ from embedding_server.convert.families import FAMILIES
 from embedding_server.convert.graph import Graph
 from embedding_server.core import Pooling
 
-VERSION = 1
+VERSION = 2
 """Part of the cache key: raise it whenever the same input would give another graph."""
 
 MODEL_FILE = "model.onnx"

@@ -78,6 +78,37 @@ class Graph:
         branches = {"then_branch": self._branch(then), "else_branch": self._branch(otherwise)}
         return self._append("If", (condition,), "", branches)
 
+    def for_each(self, count: str, body: Callable[[str], str], axis: int) -> str:
+        """What `body` gives for every index below the int64 scalar `count`, joined along `axis`.
+
+        `body` is called once to record its nodes.
+        """
+        going, done, joined = (f"{name}_{self._count}" for name in ("going", "done", "joined"))
+        outer, self._nodes = self._nodes, []
+        index = f"index_{self._count}"
+        more = self.node("SequenceInsert", joined, body(index))
+        still = self.node("Identity", going)
+        inner, self._nodes = self._nodes, outer
+        sequence = helper.make_sequence_type_proto(
+            helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+        )
+        graph = helper.make_graph(
+            inner,
+            done,
+            [
+                helper.make_tensor_value_info(index, TensorProto.INT64, []),
+                helper.make_tensor_value_info(going, TensorProto.BOOL, []),
+                helper.make_value_info(joined, sequence),
+            ],
+            [
+                helper.make_tensor_value_info(still, TensorProto.BOOL, []),
+                helper.make_value_info(more, sequence),
+            ],
+        )
+        nothing = self.node("SequenceEmpty", dtype=TensorProto.FLOAT)
+        results = self.node("Loop", count, "", nothing, body=graph)
+        return self.node("ConcatFromSequence", results, axis=axis)
+
     def save(self, path: Path) -> None:
         """Write the model file; raises `onnx.checker.ValidationError` on a malformed graph."""
         if self._file:

@@ -145,9 +145,8 @@ class Metrics:
         if items:
             self.child(self.embed_item_seconds, model, status).observe(seconds / items)
 
-    def record_run(self, model: str, shape: tuple[int, int, int], seconds: float) -> None:
-        """Count one model run; `shape` is texts, tokens of the longest, tokens in all."""
-        texts, longest, tokens = shape
+    def record_run(self, model: str, texts: int, longest: int, tokens: int, seconds: float) -> None:
+        """Count one model run; `longest` is tokens of its longest text, `tokens` of all."""
         self.child(self.run_seconds, model).observe(seconds)
         self.child(self.batch_texts, model).observe(texts)
         self.child(self.batch_tokens, model).observe(tokens)

@@ -36,6 +36,10 @@ class Session(Protocol):
     def precision(self) -> str:
         """What it computes in: `fp32`."""
 
+    @property
+    def padded(self) -> bool:
+        """Whether every text is computed as long as its batch's longest."""
+
     def run(self, texts: Sequence[Ids], *, wide: bool = False) -> Rows:
         """Raw vectors of shape (texts, dimensions), in order; raises `SessionError`.
 
@@ -55,6 +59,7 @@ class PackedSession:
     """
 
     precision = "fp32"
+    padded = False
 
     def __init__(self, path: Path, threads: int) -> None:
         self._narrow = self._wide = _open(path, 1)

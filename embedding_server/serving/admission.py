@@ -11,8 +11,7 @@ import asyncio
 import random
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 from embedding_server.errors import ServiceUnavailable
 from embedding_server.observability.metrics import Metrics
@@ -55,6 +54,19 @@ class _Gate:
     def drop(self, waiter: _Waiter) -> None:
         del self.line[waiter]
         self.line_work = self.line_work - waiter.work if self.line else 0.0
+
+
+class Permit:
+    """A place inside, given back at the end of its `with` block."""
+
+    def __init__(self, queue: "AdmissionQueue", gate: _Gate, work: float) -> None:
+        self._queue, self._gate, self._work = queue, gate, work
+
+    def __enter__(self) -> None:
+        """The place was taken when the permit was given."""
+
+    def __exit__(self, *_: object) -> None:
+        self._queue.leave(self._gate, self._work)
 
 
 class AdmissionQueue:
@@ -124,9 +136,8 @@ class AdmissionQueue:
         jitter = random.uniform(1.0, 1.25)  # noqa: S311 - spreads clients, guards nothing
         return drained * jitter
 
-    @asynccontextmanager
-    async def permit(self, work: float, lane: Lane) -> AsyncIterator[None]:
-        """Wait for a place inside and hold it.
+    async def permit(self, work: float, lane: Lane) -> Permit:
+        """Wait for a place inside: `with await queue.permit(...)` holds it.
 
         Args:
             work: the request's predicted cost, seconds of one run slot.
@@ -147,10 +158,7 @@ class AdmissionQueue:
         finally:
             self._metrics.queue_wait.observe(time.monotonic() - started)
         self._typical_work += _SMOOTHING * (work - self._typical_work)
-        try:
-            yield
-        finally:
-            self._leave(gate, work)
+        return Permit(self, gate, work)
 
     def refusal(self, reason: str, message: str) -> ServiceUnavailable:
         """A counted 503 that says when to come back."""
@@ -177,7 +185,7 @@ class AdmissionQueue:
             if waiter in gate.line:
                 gate.drop(waiter)
             elif not waiter.admitted.cancelled():
-                self._leave(gate, work)
+                self.leave(gate, work)
             if isinstance(exc, TimeoutError):
                 raise self.refusal(
                     "queue_timeout", f"no place became free within {self._timeout:g} s"
@@ -198,7 +206,8 @@ class AdmissionQueue:
             return self._inside < self._max_requests
         return gate.inside == 0 or gate.inside_work < self._max_work()
 
-    def _leave(self, gate: _Gate, work: float) -> None:
+    def leave(self, gate: _Gate, work: float) -> None:
+        """Give a place back, to those in line."""
         gate.leave(work)
         while gate.line and self._fits(gate):
             waiter = next(iter(gate.line))

@@ -13,8 +13,9 @@ import structlog
 from embedding_server.core import Ids, Rows
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.session import Session
+from embedding_server.serving.cost import Cost, Shape
 from embedding_server.serving.device import Device, Run
-from embedding_server.serving.schedule import Cost, Entry, Lane
+from embedding_server.serving.schedule import Entry, Lane
 
 _SMOOTHING = 0.05
 
@@ -71,6 +72,11 @@ class Batcher:
         """Texts that have not started."""
         return self._device.schedule.waiting(self)
 
+    @property
+    def batch_seconds(self) -> float:
+        """Predicted time of a full batch."""
+        return self.cost.seconds(Shape(tokens=self._device.schedule.budget(self.cost)))
+
     async def embed(self, texts: Sequence[Ids]) -> Rows:
         """Raw rows of shape (texts, dimensions), in order.
 
@@ -108,8 +114,10 @@ class Batcher:
                 entry.job.done.set_exception(RunError("the model failed on this input"))
 
     def _learn(self, run: Run) -> None:
-        self._metrics.record_run(self.name, run.shape, run.seconds)
+        shape = run.shape
+        texts, longest, tokens, _ = shape
+        self._metrics.record_run(self.name, texts, longest, tokens, run.seconds)
         if run.wide:  # costs are those of one slot
             return
-        error = run.seconds / self.cost.seconds(*run.shape) - 1
+        error = run.seconds / self.cost.seconds(shape) - 1
         self.cost = self.cost.corrected(1 + _SMOOTHING * min(1.0, error))

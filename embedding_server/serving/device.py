@@ -17,6 +17,7 @@ import structlog
 
 from embedding_server.core import Rows
 from embedding_server.observability.metrics import Metrics
+from embedding_server.serving.cost import Shape
 from embedding_server.serving.schedule import Entry, Schedule
 
 if TYPE_CHECKING:
@@ -45,10 +46,9 @@ class Run:
         self.seconds = 0.0
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Texts, tokens of the longest, tokens in all."""
-        lengths = [entry.length for entry in self.entries]
-        return len(lengths), max(lengths), sum(lengths)
+    def shape(self) -> Shape:
+        """What it costs by."""
+        return Shape.of(entry.length for entry in self.entries)
 
     def execute(self) -> None:
         """Run the batch on the calling thread.
@@ -95,10 +95,10 @@ class Device:
 
     Args:
         slots: batches that may run at once.
-        max_batch_tokens: tokens per batch.
+        max_batch_tokens: tokens per batch; None = as suits the model.
     """
 
-    def __init__(self, slots: int, max_batch_tokens: int, metrics: Metrics) -> None:
+    def __init__(self, slots: int, max_batch_tokens: int | None, metrics: Metrics) -> None:
         self.slots = slots
         self.schedule: Schedule[Batcher] = Schedule(max_batch_tokens)
         self._metrics = metrics

@@ -47,7 +47,6 @@ class Engine:
 
     Args:
         max_text_chars: longest text; 0 = no limit but the model's.
-        request_timeout: seconds a request may take in all; 0 = no limit.
     """
 
     def __init__(
@@ -58,14 +57,12 @@ class Engine:
         metrics: Metrics,
         *,
         max_text_chars: int,
-        request_timeout: float,
     ) -> None:
         self.catalog = catalog
         self.registry = registry
         self.queue = queue
         self.metrics = metrics
         self._max_text_chars = max_text_chars
-        self._request_timeout = request_timeout
 
     async def embed(self, name: str, texts: Sequence[str], options: Options) -> Embeddings:
         """One vector per text.
@@ -121,23 +118,24 @@ class Engine:
             )
 
     async def _run(self, spec: ModelSpec, texts: Sequence[str], options: Options) -> Embeddings:
-        """Raw vectors within the deadline."""
+        """Raw vectors within the client's deadline."""
         if self.queue.draining:
             raise self.queue.refusal("draining", "the server is shutting down")
-        deadline = min(filter(None, (options.timeout, self._request_timeout)), default=None)
+        if options.timeout is None:
+            return await self._embed(spec, texts, truncate=options.truncate)
         try:
-            async with asyncio.timeout(deadline), self.registry.lease(spec) as model:
-                if not texts:
-                    return model.nothing
-                async with self.queue.permit(model.estimate(texts), Lane.of(len(texts))):
-                    return await model.embed(texts, truncate=options.truncate)
+            async with asyncio.timeout(options.timeout):
+                return await self._embed(spec, texts, truncate=options.truncate)
         except TimeoutError as exc:
-            if deadline == options.timeout:
-                self.metrics.expired.inc()
-                raise DeadlineExceeded(f"not done within {deadline:g} s") from exc
-            raise self.queue.refusal(
-                "request_timeout", f"the request was not done within {deadline:g} s"
-            ) from exc
+            self.metrics.expired.inc()
+            raise DeadlineExceeded(f"not done within {options.timeout:g} s") from exc
+
+    async def _embed(self, spec: ModelSpec, texts: Sequence[str], *, truncate: bool) -> Embeddings:
+        with await self.registry.lease(spec) as model:
+            if not texts:
+                return model.nothing
+            with await self.queue.permit(model.estimate(texts), Lane.of(len(texts))):
+                return await model.embed(texts, truncate=truncate)
 
     def _check_lengths(self, texts: Sequence[str], name: Callable[[int], str]) -> None:
         limit = self._max_text_chars
@@ -162,8 +160,8 @@ class Engine:
 
 def normalized(rows: Rows) -> Rows:
     """Rows of length 1; a row of zeros stays as it is."""
-    squares = np.einsum("ij,ij->i", rows, rows)
-    scaled: Rows = rows / np.sqrt(np.maximum(squares, _TINY))[:, None]
+    squares = np.vecdot(rows, rows)[:, None]
+    scaled: Rows = rows / np.sqrt(np.maximum(squares, _TINY))
     return scaled
 
 

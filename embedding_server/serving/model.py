@@ -11,6 +11,7 @@ from embedding_server.core import Embeddings, Encoding, ModelSpec
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.batcher import Batcher
+from embedding_server.serving.cost import Shape
 
 _INLINE_CHARS = 2_000
 """Up to here tokenising on the event loop (about 0.3 ms) costs less than a change of threads."""
@@ -74,7 +75,7 @@ class Model:
         """Seconds of one run slot for these texts, guessed without tokenising them."""
         limit, ratio = self.spec.max_tokens, self._tokens_per_char
         lengths = [min(limit, self._tokenizer.specials + int(len(text) * ratio)) for text in texts]
-        return self.batcher.cost.seconds(1, max(lengths), sum(lengths))
+        return self.batcher.cost.seconds(Shape.of(lengths))
 
     @property
     def nothing(self) -> Embeddings:

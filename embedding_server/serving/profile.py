@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 
 from embedding_server.runtime.session import Session
-from embedding_server.serving.schedule import Cost
+from embedding_server.serving.cost import Cost, Shape
 
 _BATCHES = (
     (8,),
@@ -51,7 +51,7 @@ def profile(session: Session, max_tokens: int, seconds: float, path: Path) -> Co
     except (OSError, msgspec.MsgspecError):
         pass
     if not seconds:
-        return Cost()
+        return Cost(padded=session.padded)
     with _ONE_AT_A_TIME:
         cost = measure(session, max_tokens, seconds)
     log.info("model.profiled", **msgspec.structs.asdict(cost))
@@ -77,22 +77,26 @@ def measure(session: Session, max_tokens: int, seconds: float) -> Cost:
         best[batch] = min(best[batch], time.perf_counter() - started)
         if time.monotonic() > deadline:
             break
-    return fit({batch: value for batch, value in best.items() if np.isfinite(value)})
+    measured = {batch: value for batch, value in best.items() if np.isfinite(value)}
+    return fit(measured, padded=session.padded)
 
 
-def fit(measured: dict[tuple[int, ...], float]) -> Cost:
+def fit(measured: dict[tuple[int, ...], float], *, padded: bool) -> Cost:
     """The cost that fits lengths of a batch -> seconds best; no part of it is negative."""
-    rows = [(1, sum(batch), len(batch) * max(batch) ** 2) for batch in measured]
+    shapes = [Shape.of(batch) for batch in measured]
+    if padded:
+        shapes = [shape.padded() for shape in shapes]
+    rows = [(1, shape.texts, shape.tokens, shape.pairs) for shape in shapes]
     seconds = np.array(list(measured.values()))
     scaled = np.array(rows) / seconds[:, None]
-    used = [0, 1, 2]
+    used = [0, 1, 2, 3]
     while True:
         solution = np.linalg.lstsq(scaled[:, used], np.ones(len(seconds)), rcond=None)[0]
         if (solution >= 0).all() or len(used) == 1:
             break
         used.pop(int(np.argmin(solution)))
     parts = dict(zip(used, map(float, solution), strict=True))
-    return Cost(*(max(0.0, parts.get(index, 0.0)) for index in range(3)))
+    return Cost(*(max(0.0, parts.get(index, 0.0)) for index in range(4)), padded=padded)
 
 
 def device_name() -> str:

@@ -7,8 +7,8 @@ serve; a load that failed is tried again with back-off.
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from enum import StrEnum
 from functools import partial
 from typing import TypeVar
@@ -38,7 +38,7 @@ class State(StrEnum):
 
 
 class Resident:
-    """One allowed model and where it stands."""
+    """One allowed model and where it stands; while somebody is in its `with` block it is in use."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
@@ -54,6 +54,14 @@ class Resident:
 
     def __repr__(self) -> str:
         return f"Resident({self.spec.id!r}, {self.state}, users={self.users})"
+
+    def __enter__(self) -> Model:
+        assert self.model
+        self.users += 1
+        return self.model
+
+    def __exit__(self, *_: object) -> None:
+        self.users -= 1
 
 
 class Registry:
@@ -91,11 +99,11 @@ class Registry:
         ready = [one for one in self.residents.values() if one.state is State.READY]
         return [one.spec.id for one in sorted(ready, key=lambda one: one.loaded_at)]
 
-    def batch_seconds(self, tokens: int) -> float:
-        """Predicted time of a run of so many tokens, by the slowest loaded model."""
+    @property
+    def batch_seconds(self) -> float:
+        """Predicted time of a full batch, by the slowest loaded model."""
         models = [one.model for one in self.residents.values() if one.model]
-        costs = [model.batcher.cost.seconds(1, 0, tokens) for model in models]
-        return max(costs, default=1.0)
+        return max((model.batcher.batch_seconds for model in models), default=1.0)
 
     def preload(self, specs: Iterable[ModelSpec]) -> None:
         """Start loading models; returns at once."""
@@ -109,22 +117,18 @@ class Registry:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    @asynccontextmanager
-    async def lease(self, spec: ModelSpec) -> AsyncIterator[Model]:
-        """The model, loaded first where it is not resident, and kept while it is held.
+    async def lease(self, spec: ModelSpec) -> Resident:
+        """Load the model where it is not resident: `with await registry.lease(...)` keeps it.
 
         Raises:
             ModelLoadError: it is still loading after `patience` seconds, or its load failed.
         """
         resident = self.residents[spec.id]
-        model = resident.model or await self._wait(resident)
-        resident.users += 1
-        try:
-            yield model
-        finally:
-            resident.users -= 1
+        if resident.model is None:
+            await self._wait(resident)
+        return resident
 
-    async def _wait(self, resident: Resident) -> Model:
+    async def _wait(self, resident: Resident) -> None:
         self._ensure(resident)
         if resident.waiting >= self._max_waiting:
             message = f"{resident.waiting} requests wait for {resident.spec.id} to load"
@@ -143,7 +147,6 @@ class Registry:
             message = f"{resident.spec.id} could not be loaded, the server tries again"
             after = resident.retry_at - time.monotonic()
             raise self._refusal("load_failed", message, after)
-        return resident.model
 
     def _refusal(self, reason: str, message: str, after: float) -> ModelLoadError:
         """A counted 503."""

@@ -2,7 +2,8 @@
 
 Texts wait in one line per model and lane. Small requests have a lane of their own that goes before
 bulk, but while bulk waits, at most `INTERACTIVE_IN_A_ROW` batches in a row pass it by. Within a
-lane the model with the oldest text goes first, and `plan` picks the texts that go along.
+lane the model with the oldest text goes first, and takes along the next oldest, or, where its graph
+pads texts, those that `plan` picks by length.
 
 What this guarantees: the oldest text of a lane is in the lane's next batch. So an interactive text
 with n older ones runs within `(n + 1) * 4 / 3` batches (rounded up), a bulk text within
@@ -20,6 +21,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from embedding_server.core import Ids
+from embedding_server.serving.cost import Cost, Shape
 
 INTERACTIVE_IN_A_ROW = 3
 _INTERACTIVE_TEXTS = 4
@@ -38,27 +40,6 @@ class Lane(IntEnum):
     def of(cls, texts: int) -> "Lane":
         """The lane of a request of so many texts."""
         return cls.INTERACTIVE if texts <= _INTERACTIVE_TEXTS else cls.BULK
-
-
-class Cost(msgspec.Struct, frozen=True):
-    """Seconds of a run on one slot: a linear model in runs, tokens and query-key pairs.
-
-    Graphs of `convert` compute no padding outside attention, whose cost grows with
-    `texts * longest ** 2`. The defaults are the shape measured on a 6-layer, 384-wide model at
-    9,000 tokens/s; `corrected` moves them to what a model really takes.
-    """
-
-    run: float = 1.8e-3
-    token: float = 1.1e-4
-    pair: float = 1.1e-7
-
-    def seconds(self, texts: int, longest: int, tokens: int) -> float:
-        """Predicted time of one run."""
-        return self.run + self.token * tokens + self.pair * texts * longest * longest
-
-    def corrected(self, factor: float) -> "Cost":
-        """The same shape, so many times as dear."""
-        return Cost(self.run * factor, self.token * factor, self.pair * factor)
 
 
 class Costed(Protocol):
@@ -118,9 +99,13 @@ class Line:
             self.tokens -= entry.length
 
     def plan(self, budget: int, cost: Cost) -> list[Entry]:
-        """The next batch: the cheapest window of lengths around the oldest text."""
-        start, stop = plan(self._lengths, self._place(self.oldest), budget, cost)
-        return self._by_length[start:stop]
+        """The next batch: the oldest text and those that go best with it."""
+        if cost.padded:
+            start, stop = plan(self._lengths, self._place(self.oldest), budget, cost)
+            return self._by_length[start:stop]
+        sizes = itertools.accumulate(entry.length for entry in self._by_age.values())
+        fitting = sum(1 for _ in itertools.takewhile(lambda size: size <= budget, sizes))
+        return list(itertools.islice(self._by_age.values(), max(1, fitting)))
 
     def _place(self, entry: Entry) -> int:
         return bisect_left(self._by_length, _order(entry), key=_order)
@@ -134,11 +119,11 @@ class Schedule(Generic[M]):
     """The lines of all models of a device.
 
     Args:
-        max_batch_tokens: tokens per batch; a longer text goes alone.
+        max_batch_tokens: tokens per batch, a longer text goes alone; None = as suits the model.
     """
 
-    def __init__(self, max_batch_tokens: int) -> None:
-        self.max_batch_tokens = max_batch_tokens
+    def __init__(self, max_batch_tokens: int | None) -> None:
+        self._max_batch_tokens = max_batch_tokens
         self._lines: dict[tuple[Lane, M], Line] = {}
         self._sequence = itertools.count()
         self._passed_by = 0
@@ -151,6 +136,10 @@ class Schedule(Generic[M]):
 
     def __bool__(self) -> bool:
         return any(self._lines.values())
+
+    def budget(self, cost: Cost) -> int:
+        """Tokens per batch of a model with this cost."""
+        return self._max_batch_tokens or cost.batch_tokens
 
     def waiting(self, model: M) -> int:
         """Texts of a model that wait."""
@@ -190,7 +179,7 @@ class Schedule(Generic[M]):
             key=lambda item: item[1].oldest.sequence,
         )
         share = sum(line.tokens for _, line in waiting) // free
-        budget = min(self.max_batch_tokens, max(share, _SHARE_FLOOR))
+        budget = min(self.budget(model.cost), max(share, _SHARE_FLOOR))
         batch = line.plan(budget, model.cost)
         for entry in batch:
             line.remove(entry)
@@ -207,29 +196,28 @@ class Schedule(Generic[M]):
 
 
 def plan(lengths: Sequence[int], anchor: int, budget: int, cost: Cost) -> tuple[int, int]:
-    """The slice of ascending `lengths` around `anchor` that takes least time per token.
+    """The slice of ascending `lengths` around `anchor` with the least overhead per token.
 
-    It holds at most `budget` tokens, unless it is the anchor alone. For every upper end that fits,
-    shorter texts join as long as each makes the run cheaper per token.
+    It computes at most `budget` tokens, unless it is the anchor alone. For every upper end that
+    fits, shorter texts join as long as each makes the overhead less.
 
     Returns:
         `(start, stop)` with `start <= anchor < stop`.
     """
-    best, best_rate = (anchor, anchor + 1), math.inf
-    above = 0
+    best, least = (anchor, anchor + 1), math.inf
+    above = Shape()
     for stop in range(anchor + 1, len(lengths) + 1):
-        longest = lengths[stop - 1]
-        above += longest
-        if above > budget and stop > anchor + 1:
+        above = above.plus(lengths[stop - 1])
+        if cost.tokens(above) > budget and above.texts > 1:
             break
-        if stop < len(lengths) and lengths[stop] == longest and above + longest <= budget:
+        more_alike = lengths[stop : stop + 1] == [above.longest]
+        if more_alike and cost.tokens(above.plus(above.longest)) <= budget:
             continue  # one more of the same length is never dearer
-        start, tokens = anchor, above
-        rate = cost.seconds(stop - start, longest, tokens) / tokens
-        while start and (more := tokens + lengths[start - 1]) <= budget:
-            if (extended := cost.seconds(stop - start + 1, longest, more) / more) > rate:
+        start, shape, overhead = anchor, above, cost.overhead(above)
+        while start and cost.tokens(more := shape.plus(lengths[start - 1])) <= budget:
+            if (extended := cost.overhead(more)) > overhead:
                 break
-            start, tokens, rate = start - 1, more, extended
-        if rate < best_rate:
-            best, best_rate = (start, stop), rate
+            start, shape, overhead = start - 1, more, extended
+        if overhead < least:
+            best, least = (start, stop), overhead
     return best

@@ -28,7 +28,7 @@ class Holder:
         self.task = asyncio.create_task(self._run(queue, work, lane))
 
     async def _run(self, queue: AdmissionQueue, work: float, lane: Lane) -> None:
-        async with queue.permit(work, lane):
+        with await queue.permit(work, lane):
             self.inside = True
             await self._finish.wait()
 
@@ -64,9 +64,8 @@ async def test_full_line_refuses_at_once() -> None:
     queue = gate(timeout=60.0)
     holders = [Holder(queue, 20.0), Holder(queue, 2.0), Holder(queue, 2.0)]
     await settle()
-    with pytest.raises(ServiceUnavailable) as refusal:
-        async with queue.permit(1, Lane.BULK):
-            pass
+    with pytest.raises(ServiceUnavailable) as refusal, await queue.permit(1, Lane.BULK):
+        pass
     assert refusal.value.reason == "queue_full"
     assert 24.0 <= (refusal.value.retry_after or 0) <= 30.0
     for holder in holders:
@@ -80,8 +79,7 @@ async def test_wait_ends_with_503() -> None:
     holder = Holder(queue)
     await settle()
     with pytest.raises(ServiceUnavailable, match="no place became free") as refusal:
-        async with queue.permit(1, Lane.BULK):
-            pass
+        await queue.permit(1, Lane.BULK)
     assert refusal.value.reason == "queue_timeout"
     await holder.finish()
     assert repr(queue) == EMPTY
@@ -92,9 +90,8 @@ async def test_hopeless_wait_is_refused_at_once() -> None:
     queue = gate()
     holders = [Holder(queue), Holder(queue, 100.0)]
     await settle()
-    with pytest.raises(ServiceUnavailable) as refusal:
-        async with queue.permit(1, Lane.BULK):
-            pass
+    with pytest.raises(ServiceUnavailable) as refusal, await queue.permit(1, Lane.BULK):
+        pass
     assert refusal.value.reason == "wait_too_long"
     for holder in holders:
         await holder.finish()
@@ -152,8 +149,7 @@ async def test_draining_refuses() -> None:
     await settle()
     queue.draining = True
     with pytest.raises(ServiceUnavailable, match="shutting down"):
-        async with queue.permit(1, Lane.BULK):
-            pass
+        await queue.permit(1, Lane.BULK)
     await holder.finish()
     assert repr(queue) == EMPTY
 

@@ -11,8 +11,8 @@ import pytest_asyncio
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving import device as module
 from embedding_server.serving.batcher import Batcher, RunError
+from embedding_server.serving.cost import Cost, Shape
 from embedding_server.serving.device import Device, Run
-from embedding_server.serving.schedule import Cost
 from tests.fakes import WIDTH, FakeSession, ids
 
 
@@ -229,12 +229,12 @@ async def test_costs_are_learned() -> None:
     device = Device(2, 64, Metrics("test"))
     device.start()
     line = batcher(device, FakeSession())
-    before = line.cost.seconds(1, 8, 8)
+    before = line.cost.seconds(Shape.of([8]))
     await line.embed([ids(8)])
-    assert line.cost.seconds(1, 8, 8) == before
+    assert line.cost.seconds(Shape.of([8])) == before
     for _ in range(50):
         await line.embed([ids(60), ids(60), ids(60)])
-    assert line.cost.seconds(1, 8, 8) < before / 2
+    assert line.cost.seconds(Shape.of([8])) < before / 2
     device.stop()
 
 

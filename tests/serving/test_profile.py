@@ -3,36 +3,47 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_server.core import Ids, Rows
 from embedding_server.serving import profile as module
+from embedding_server.serving.cost import Cost, Shape
 from embedding_server.serving.profile import fit, profile
-from embedding_server.serving.schedule import Cost
 from tests.fakes import FakeSession
 
-BATCHES = [(8,), (16,) * 16, (64,), (60,) * 7 + (64,), (250, 256)]
+BATCHES = [(8,), (16,) * 16, (64,), (60,) * 7 + (64,), (250, 256), (8,) * 20 + (90,)]
 
 
-@given(st.floats(1e-5, 1e-2), st.floats(1e-6, 1e-3), st.floats(1e-9, 1e-6))
-def test_fit_finds_the_cost(run: float, token: float, pair: float) -> None:
+@given(
+    st.floats(1e-5, 1e-2),
+    st.floats(1e-6, 1e-3),
+    st.floats(1e-6, 1e-3),
+    st.floats(1e-9, 1e-6),
+    st.booleans(),
+)
+def test_fit_finds_the_cost(
+    run: float,
+    text: float,
+    token: float,
+    pair: float,
+    padded: bool,  # noqa: FBT001 - generated
+) -> None:
     """Times that follow a cost give that cost back."""
-    cost = Cost(run, token, pair)
-    measured = {one: cost.seconds(len(one), max(one), sum(one)) for one in BATCHES}
-    found = fit(measured)
+    cost = Cost(run, text, token, pair, padded)
+    measured = {one: cost.seconds(Shape.of(one)) for one in BATCHES}
+    found = fit(measured, padded=padded)
     for one, seconds in measured.items():
-        assert found.seconds(len(one), max(one), sum(one)) == pytest.approx(seconds, rel=1e-3)
+        assert found.seconds(Shape.of(one)) == pytest.approx(seconds, rel=1e-3)
 
 
 @given(st.lists(st.floats(1e-4, 1.0), min_size=len(BATCHES), max_size=len(BATCHES)))
 def test_fit_is_never_negative(seconds: list[float]) -> None:
     """Whatever was measured, no part of the cost is negative and some part is positive."""
-    cost = fit(dict(zip(BATCHES, seconds, strict=True)))
-    assert min(cost.run, cost.token, cost.pair) >= 0
-    assert cost.seconds(1, 8, 8) > 0
+    cost = fit(dict(zip(BATCHES, seconds, strict=True)), padded=False)
+    assert min(cost.run, cost.text, cost.token, cost.pair) >= 0
+    assert cost.seconds(Shape.of([8])) > 0
 
 
 class Clocked(FakeSession):
@@ -45,8 +56,7 @@ class Clocked(FakeSession):
 
     def run(self, texts: Sequence[Ids], *, wide: bool = False) -> Rows:
         """See `Session`."""
-        lengths = [len(ids) for ids in texts]
-        self.now += self._cost.seconds(len(texts), max(lengths), sum(lengths))
+        self.now += self._cost.seconds(Shape.of(map(len, texts)))
         return super().run(texts, wide=wide)
 
     def perf_counter(self) -> float:
@@ -58,12 +68,13 @@ class Clocked(FakeSession):
 
 def test_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first load measures and stores, the next one reads; a damaged file is measured again."""
-    cost, path = Cost(2e-3, 2e-4, 3e-7), tmp_path / "profiles" / "p.json"
+    cost, path = Cost(2e-3, 1e-4, 2e-4, 3e-7), tmp_path / "profiles" / "p.json"
     for damage in (False, True):
         session = Clocked(cost)
         monkeypatch.setattr(module, "time", session)
         found = profile(session, 256, 100.0, path)
-        assert np.allclose((found.run, found.token, found.pair), (2e-3, 2e-4, 3e-7), rtol=1e-3)
+        shape = Shape.of([99, 3])
+        assert found.seconds(shape) == pytest.approx(cost.seconds(shape), rel=1e-3)
         runs = len(session.batches)
         assert runs > 10
         assert profile(session, 256, 100.0, path) == found
@@ -74,7 +85,7 @@ def test_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_time_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow model is measured no longer than allowed, by at most one run; 0 measures nothing."""
-    session = Clocked(Cost(1.0, 0.01, 0.0))
+    session = Clocked(Cost(1.0, 0.0, 0.01, 0.0))
     monkeypatch.setattr(module, "time", session)
     profile(session, 256, 3.0, tmp_path / "p.json")
     assert len(session.batches) <= 3
@@ -87,4 +98,4 @@ def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
     """A cost that cannot be stored is used all the same."""
     (tmp_path / "file").touch()
     cost = profile(FakeSession(), 256, 0.1, tmp_path / "file" / "p.json")
-    assert cost.seconds(1, 8, 8) > 0
+    assert cost.seconds(Shape.of([8])) > 0

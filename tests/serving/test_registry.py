@@ -45,7 +45,7 @@ def open_registry(loader: FakeLoader, patience: float = 5.0) -> Registry:
 
 async def hold(registry: Registry) -> None:
     """Take a lease and give it back."""
-    async with registry.lease(SPEC):
+    with await registry.lease(SPEC):
         assert registry.residents["m"].users > 0
 
 

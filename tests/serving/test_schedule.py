@@ -6,14 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_server.serving.schedule import (
-    INTERACTIVE_IN_A_ROW,
-    Cost,
-    Entry,
-    Lane,
-    Schedule,
-    plan,
-)
+from embedding_server.serving.cost import Cost, Shape
+from embedding_server.serving.schedule import INTERACTIVE_IN_A_ROW, Entry, Lane, Schedule, plan
 from tests.fakes import ids
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60)
@@ -26,9 +20,10 @@ REQUESTS = st.lists(REQUEST, max_size=20)
 
 
 class Model:
-    """A model as the schedule knows it."""
+    """A model as the schedule knows it; every other one pads."""
 
-    cost = Cost()
+    def __init__(self, *, padded: bool = False) -> None:
+        self.cost = Cost(padded=padded)
 
 
 def fill(
@@ -36,7 +31,7 @@ def fill(
 ) -> tuple[Schedule[Model], list[Entry]]:
     """A schedule with these requests, and their entries by age."""
     schedule: Schedule[Model] = Schedule(budget)
-    models, entries = [Model() for _ in range(3)], []
+    models, entries = [Model(padded=number % 2 == 1) for number in range(3)], []
     for lane, model, lengths in requests:
         entries += schedule.add(models[model], lane, None, [ids(length) for length in lengths])
     return schedule, entries
@@ -54,11 +49,14 @@ def drain(schedule: Schedule[Model], free: int = 1) -> list[list[Entry]]:
 def test_everything_runs_once_within_the_budget(requests: Any, budget: int, free: int) -> None:
     """Nothing is lost or doubled; batches keep the budget or hold one text, and never mix lines."""
     schedule, entries = fill(budget, requests)
-    batches = drain(schedule, free)
-    assert sorted(e.sequence for batch in batches for e in batch) == [e.sequence for e in entries]
-    for batch in batches:
+    batches = []
+    while taken := schedule.take(free):
+        model, batch = taken
+        batches.append(batch)
         assert len({id(entry.line) for entry in batch}) == 1
-        assert len(batch) == 1 or sum(entry.length for entry in batch) <= budget
+        shape = Shape.of(entry.length for entry in batch)
+        assert len(batch) == 1 or model.cost.tokens(shape) <= budget
+    assert sorted(e.sequence for batch in batches for e in batch) == [e.sequence for e in entries]
     assert repr(schedule) == "Schedule(interactive=0, bulk=0)"
 
 
@@ -101,28 +99,35 @@ def test_small_requests_go_first(requests: Any) -> None:
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=12), BUDGETS, st.data())
 def test_close_to_the_best_window(lengths: list[int], budget: int, data: st.DataObject) -> None:
-    """Of all windows around the anchor that fit, none is more than a tenth cheaper per token."""
-    lengths, cost = sorted(lengths), Cost()
+    """Of all windows around the anchor that fit, none makes a run a tenth cheaper per token."""
+    lengths, cost = sorted(lengths), Cost(padded=True)
     anchor = data.draw(st.integers(0, len(lengths) - 1))
     start, stop = plan(lengths, anchor, budget, cost)
 
-    def rate(low: int, high: int) -> float:
-        part = lengths[low:high]
-        return cost.seconds(len(part), part[-1], sum(part)) / sum(part)
+    def overhead(low: int, high: int) -> float:
+        return cost.token + cost.overhead(Shape.of(lengths[low:high]))
 
     windows = [
         (low, high)
         for low in range(anchor + 1)
         for high in range(anchor + 1, len(lengths) + 1)
-        if sum(lengths[low:high]) <= budget or high - low == 1
+        if cost.tokens(Shape.of(lengths[low:high])) <= budget or high - low == 1
     ]
     assert (start, stop) in windows
-    assert rate(start, stop) <= 1.1 * min(rate(*one) for one in windows)
+    assert overhead(start, stop) <= 1.1 * min(overhead(*one) for one in windows)
 
 
 def test_far_longer_text_is_left_out() -> None:
-    """One long text does not make a batch of short ones pay for its attention."""
-    assert plan([10] * 20 + [500], 0, 1000, Cost()) == (0, 20)
+    """One long text does not make a batch of short ones pay for its length."""
+    assert plan([10] * 20 + [50], 0, 2000, Cost(padded=True)) == (0, 20)
+
+
+def test_without_padding_age_decides() -> None:
+    """Where nothing is padded, a batch is the oldest texts that fit, whatever their lengths."""
+    schedule, entries = fill(64, [(Lane.BULK, 0, [10, 40, 3, 12, 90, 1])])
+    batches = drain(schedule)
+    assert [len(batch) for batch in batches] == [3, 1, 1, 1]
+    assert [entry for batch in batches for entry in batch] == entries
 
 
 def test_idle_slots_share() -> None:
