@@ -78,5 +78,7 @@ class Cost(msgspec.Struct, frozen=True):
 
     def corrected(self, factor: float) -> "Cost":
         """The same proportions, so many times as dear."""
-        parts = (self.run, self.text, self.token, self.pair)
-        return Cost(*(factor * part for part in parts), padded=self.padded)
+        run, text, token, pair = (
+            factor * part for part in (self.run, self.text, self.token, self.pair)
+        )
+        return Cost(run, text, token, pair, self.padded)

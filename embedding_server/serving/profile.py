@@ -9,6 +9,7 @@ import os
 import platform
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,7 @@ import structlog
 from embedding_server.runtime.session import Session
 from embedding_server.serving.cost import Cost, Shape
 
-_BATCHES = (
+_BATCHES: tuple[tuple[int, ...], ...] = (
     (8,),
     (60, 64),
     (8, 16, 24, 32),
@@ -81,7 +82,7 @@ def measure(session: Session, max_tokens: int, seconds: float) -> Cost:
     return fit(measured, padded=session.padded)
 
 
-def fit(measured: dict[tuple[int, ...], float], *, padded: bool) -> Cost:
+def fit(measured: Mapping[tuple[int, ...], float], *, padded: bool) -> Cost:
     """The cost that fits lengths of a batch -> seconds best; no part of it is negative."""
     shapes = [Shape.of(batch) for batch in measured]
     if padded:
@@ -96,7 +97,8 @@ def fit(measured: dict[tuple[int, ...], float], *, padded: bool) -> Cost:
             break
         used.pop(int(np.argmin(solution)))
     parts = dict(zip(used, map(float, solution), strict=True))
-    return Cost(*(max(0.0, parts.get(index, 0.0)) for index in range(4)), padded=padded)
+    run, text, token, pair = (max(0.0, parts.get(index, 0.0)) for index in range(4))
+    return Cost(run, text, token, pair, padded)
 
 
 def device_name() -> str:

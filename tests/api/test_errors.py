@@ -26,6 +26,7 @@ class Broken:
 
     provider = "BrokenExecutionProvider"
     precision = "fp32"
+    padded = False
 
     def run(self, texts: Any, *, wide: bool = False) -> Any:
         """See `Session`."""
