@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from embedding_server.convert.blocks import gelu, layer_norm, linear
+from embedding_server.convert.blocks import gelu, layer_norm
 from embedding_server.convert.graph import Graph
+from embedding_server.convert.linear import in_fp32
 from embedding_server.core import ModelSpec
 
 _TEXTS = 300
@@ -97,10 +98,8 @@ def padded_graph(directory: Path, path: Path) -> None:
 
         for index in range(config["num_hidden_layers"]):
             layer = f"encoder.layer.{index}"
-            q, k, v = (
-                linear(graph, weights, f"{layer}.attention.self.{part}", x)
-                for part in ("query", "key", "value")
-            )
+            inner = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
+            q, k, v = in_fp32(graph, weights, inner, x)
             scores = graph.node("MatMul", split(q, [0, 2, 1, 3]), split(k, [0, 2, 3, 1]))
             scores = graph.node("Div", scores, graph.constant(float(np.sqrt(width // heads))))
             shares = graph.node("Softmax", graph.node("Add", scores, bias), axis=-1)
@@ -108,12 +107,12 @@ def padded_graph(directory: Path, path: Path) -> None:
                 "Transpose", graph.node("MatMul", shares, split(v, [0, 2, 1, 3])), perm=[0, 2, 1, 3]
             )
             mixed = graph.node("Reshape", mixed, graph.constant([0, 0, width]))
-            x = graph.node(
-                "Add", linear(graph, weights, f"{layer}.attention.output.dense", mixed), x
-            )
+            (dense,) = in_fp32(graph, weights, [f"{layer}.attention.output.dense"], mixed)
+            x = graph.node("Add", dense, x)
             x = layer_norm(graph, weights, f"{layer}.attention.output.LayerNorm", x, 1e-12)
-            wide = gelu(graph, linear(graph, weights, f"{layer}.intermediate.dense", x))
-            x = graph.node("Add", linear(graph, weights, f"{layer}.output.dense", wide), x)
+            (wide,) = in_fp32(graph, weights, [f"{layer}.intermediate.dense"], x)
+            (dense,) = in_fp32(graph, weights, [f"{layer}.output.dense"], gelu(graph, wide))
+            x = graph.node("Add", dense, x)
             x = layer_norm(graph, weights, f"{layer}.output.LayerNorm", x, 1e-12)
     graph.output("last_hidden_state", x, "texts", "length", width)
     graph.save(path)

@@ -20,6 +20,8 @@ from embedding_server.serving.schedule import Entry, Lane, Schedule
 class Model:
     """A model as the schedule knows it."""
 
+    threads = 1
+
     def __init__(self, cost: Cost) -> None:
         self.cost = cost
 

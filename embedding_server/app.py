@@ -17,20 +17,20 @@ from embedding_server.api.errors import render
 from embedding_server.api.middleware import RequestLog
 from embedding_server.api.parts import Parts
 from embedding_server.catalog import Catalog, open_catalog
-from embedding_server.core import ModelSpec
+from embedding_server.core import ModelSpec, Precision
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.cores import usable_cores
 from embedding_server.serving.admission import AdmissionQueue
 from embedding_server.serving.device import Device
 from embedding_server.serving.engine import Engine
-from embedding_server.serving.loader import Loader
+from embedding_server.serving.loader import Loader, RunPlan
 from embedding_server.serving.readiness import Readiness
 from embedding_server.serving.registry import Registry
 from embedding_server.settings import Settings
 
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
 
-_BATCHES_ADMITTED, _BATCHES_PER_SLOT = 8, 2
+_BATCHES_ADMITTED, _BATCHES_PER_CORE = 8, 2
 _HEADERS_SHOWN = [
     "X-Queue-Depth", "X-Queue-Capacity", "X-Estimated-Wait-Ms", "X-Request-Id",
     "X-Model-Fingerprint", "X-Truncated-Inputs", "Retry-After", "retry-after-ms",
@@ -68,24 +68,18 @@ def create_app(settings: Settings) -> App:
     catalog = open_catalog(settings)
     device = Device(settings.threads or usable_cores(), settings.max_batch_tokens, metrics)
     tokenizing = ThreadPoolExecutor(1, "tokenize")
-    admitted = max(_BATCHES_ADMITTED, _BATCHES_PER_SLOT * device.slots)
+    admitted = max(_BATCHES_ADMITTED, _BATCHES_PER_CORE * device.cores)
     queue = AdmissionQueue(
         max_requests=settings.max_concurrent_requests,
         max_work=lambda: admitted * registry.batch_seconds,
         max_depth=settings.max_queue_depth,
         timeout=settings.queue_timeout_ms / 1000,
-        slots=device.slots,
+        cores=device.cores,
         metrics=metrics,
     )
     registry = Registry(
         catalog.models.values(),
-        Loader(
-            device,
-            settings.cache_dir,
-            tokenizing,
-            metrics,
-            warmup=settings.warmup_ms / 1000,
-        ),
+        Loader(device, run_plan(settings), tokenizing, metrics),
         settings.queue_timeout_ms / 1000,
         settings.max_queue_depth,
         metrics,
@@ -124,6 +118,17 @@ def create_app(settings: Settings) -> App:
         device.stop()
 
     return App(RequestLog(_litestar(parts, lifespan), queue, metrics), parts)
+
+
+def run_plan(settings: Settings) -> RunPlan:
+    """How models are to run."""
+    return RunPlan(
+        cache=settings.cache_dir,
+        precision=Precision.FP32 if settings.precision == "auto" else Precision(settings.precision),
+        reproducible=settings.reproducible,
+        threads_per_run=settings.threads_per_run,
+        warmup=settings.warmup_ms / 1000,
+    )
 
 
 def _litestar(parts: Parts, lifespan: Lifespan) -> Litestar:

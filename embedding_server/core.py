@@ -21,6 +21,13 @@ class Task(StrEnum):
     RERANK = "rerank"
 
 
+class Precision(StrEnum):
+    """What a model computes in."""
+
+    FP32 = "fp32"
+    INT8 = "int8"
+
+
 class Pooling(StrEnum):
     """How token states become one vector; the names sentence-transformers uses."""
 

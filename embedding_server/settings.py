@@ -108,11 +108,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "tokens per model run, a longer text runs alone; unset = measured", ge=16, le=1 << 24
         ),
     ] = None
+    precision: Annotated[
+        Literal["auto", "fp32", "int8"],
+        _field("what models compute in; `int8` is faster and less exact; auto = fp32"),
+    ] = "auto"
+    reproducible: Annotated[
+        bool, _field("every text runs alone: no bit of its vector depends on other texts")
+    ] = False
     warmup_ms: Annotated[
         int, _ms("longest measurement of a model's costs at its first load; 0 = none")
     ] = 3000
     threads: Annotated[
-        int, _field("CPU run slots, one thread each; 0 = as many as cores we may use", le=1024)
+        int, _field("threads that run models; 0 = as many as cores we may use", le=1024)
+    ] = 0
+    threads_per_run: Annotated[
+        int, _field("threads that share one model run; 0 = measured, usually 1", le=1024)
     ] = 0
 
     service_name: Annotated[str, _field("name in `target_info` and logs", "SERVICE_NAME")] = (

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from embedding_server.core import Ids, Rows
+from embedding_server.core import Ids, Precision, Rows
+from embedding_server.runtime.session import SessionError, Stop, Threads
 
 WIDTH = 4
 
@@ -18,12 +19,19 @@ class FakeSession:
     """
 
     provider = "FakeExecutionProvider"
-    precision = "fp32"
+    precision = Precision.FP32
     padded = False
 
     def __init__(
-        self, *, poison: int = -1, nan: int = -1, deadly: int = -1, width: int = WIDTH
+        self,
+        *,
+        poison: int = -1,
+        nan: int = -1,
+        deadly: int = -1,
+        width: int = WIDTH,
+        threads: int = 1,
     ) -> None:
+        self.threads = Threads(threads)
         self.poison, self.nan, self.deadly = poison, nan, deadly
         self.width = width
         self.batches: list[list[int]] = []
@@ -48,12 +56,16 @@ class FakeSession:
         self._open = True
         self._gate.release(100)
 
-    def run(self, texts: Sequence[Ids], *, wide: bool = False) -> Rows:
-        """See `Session`."""
+    def run(self, texts: Sequence[Ids], *, wide: bool = False, stop: Stop | None = None) -> Rows:
+        """See `Session`; a waiting run can be stopped."""
         self.batches.append([len(ids) for ids in texts])
         self.wide.append(wide)
         self.running.release()
-        assert self._open or self._gate.acquire(timeout=10)
+        for _ in range(1000):
+            if self._open or self._gate.acquire(timeout=0.01):
+                break
+            if stop and stop.called:
+                raise SessionError("stopped")
         if any(self.poison in ids for ids in texts):
             raise ValueError("poisoned")
         if any(self.deadly in ids for ids in texts):

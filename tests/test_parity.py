@@ -7,10 +7,12 @@ import pytest
 
 from embedding_server.catalog.demo import demo_model
 from embedding_server.convert import convert
-from embedding_server.core import Ids, ModelSpec, Pooling, Rows
-from embedding_server.runtime.session import PackedSession
+from embedding_server.core import Ids, ModelSpec, Pooling, Precision, Rows
+from embedding_server.runtime.cores import sums_bytes_exactly
+from embedding_server.runtime.session import PackedSession, Threads
 from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.engine import normalized
+from embedding_server.serving.loader import RunPlan, Source
 
 GOLDENS = Path(__file__).parent / "goldens" / "minilm.npz"
 
@@ -25,7 +27,7 @@ def spec() -> ModelSpec:
 def session(spec: ModelSpec, cache: Path) -> PackedSession:
     """Its session."""
     graph = convert(spec.directory, spec.pooling, cache, expected_sha256=spec.weights_sha256)
-    return PackedSession(graph, threads=1)
+    return PackedSession(graph, cores=1)
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,12 @@ def texts(spec: ModelSpec) -> list[Ids]:
     """The goldens' texts as ids."""
     tokenizer = Tokenizer(spec.directory / "tokenizer.json", spec.max_tokens)
     return [encoding.ids for encoding in tokenizer.encode(np.load(GOLDENS)["texts"].tolist())]
+
+
+@pytest.fixture(scope="module")
+def int8(spec: ModelSpec, cache: Path) -> PackedSession:
+    """Its session in 8 bits, as the server makes it."""
+    return Source(spec, RunPlan(cache=cache, precision=Precision.INT8), 2).open(Threads())
 
 
 def compare(rows: Rows) -> None:
@@ -56,3 +64,21 @@ def test_alone(session: PackedSession, texts: list[Ids]) -> None:
 def test_all_in_one_batch(session: PackedSession, texts: list[Ids]) -> None:
     """Texts of 2 to 256 tokens together."""
     compare(normalized(session.run(texts)))
+
+
+def test_int8(int8: PackedSession, texts: list[Ids]) -> None:
+    """8 bits keep every text's direction, bit by bit the same whatever it is batched with."""
+    alone = np.concatenate([int8.run([ids]) for ids in texts])
+    cosines = np.sum(normalized(alone) * np.load(GOLDENS)["rows"], axis=1)
+    assert cosines.min() >= (0.99 if sums_bytes_exactly() else 0.985)
+    assert np.abs(normalized(int8.run(texts)) - normalized(alone)).max() <= 1e-3
+
+
+def test_reproducible(spec: ModelSpec, cache: Path, texts: list[Ids]) -> None:
+    """Not one bit depends on what else is in a batch, or on how many cores are free."""
+    plan = RunPlan(cache=cache, reproducible=True)
+    session = Source(spec, plan, 2).open(Threads())
+    alone = np.concatenate([session.run([ids]) for ids in texts])
+    compare(normalized(alone))
+    for wide in (False, True):
+        assert (session.run(texts[::-1], wide=wide)[::-1] == alone).all()

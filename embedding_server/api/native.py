@@ -18,6 +18,8 @@ from embedding_server.api.parts import parts
 from embedding_server.core import Embeddings, Ranking, Task
 from embedding_server.errors import BadRequest
 from embedding_server.serving.engine import Options
+from embedding_server.serving.profile import Quality
+from embedding_server.serving.registry import Resident
 
 _MAX_DOCUMENTS = 1000
 _MAX_TIMEOUT_MS = 3_600_000
@@ -125,13 +127,17 @@ class RerankAnswer(msgspec.Struct):
 
 
 class ModelRow(msgspec.Struct):
-    """One allowed model; `dimensions` is left out for rerankers."""
+    """One allowed model; `dimensions` is left out for rerankers.
+
+    `quality` is that of a reduced precision, once the model is loaded.
+    """
 
     id: str
     name: str
     description: str
     model_type: Literal["embedding", "reranker"]
     dimensions: int | UnsetType = UNSET
+    quality: Quality | UnsetType = UNSET
 
 
 @post(
@@ -247,7 +253,7 @@ def rerankers(request: ApiRequest) -> list[ModelRow]:
 
 
 def _rows(request: ApiRequest, task: Task) -> list[ModelRow]:
-    embedding = task is Task.EMBED
+    engine, embedding = parts(request).engine, task is Task.EMBED
     return [
         ModelRow(
             id=name,
@@ -255,9 +261,14 @@ def _rows(request: ApiRequest, task: Task) -> list[ModelRow]:
             description=spec.description,
             model_type="embedding" if embedding else "reranker",
             dimensions=spec.dimensions if embedding else UNSET,
+            quality=_quality(engine.registry.residents[spec.id]),
         )
-        for name, spec in sorted(parts(request).engine.catalog.listed[task].items())
+        for name, spec in sorted(engine.catalog.listed[task].items())
     ]
+
+
+def _quality(resident: Resident) -> Quality | UnsetType:
+    return (resident.model.quality if resident.model else None) or UNSET
 
 
 HANDLERS: list[Any] = [embed, embed_batch, rerank, embedders, rerankers]

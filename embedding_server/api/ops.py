@@ -9,7 +9,8 @@ from litestar.openapi.datastructures import ResponseSpec
 
 from embedding_server.api.body import ApiRequest
 from embedding_server.api.parts import Parts, parts
-from embedding_server.core import Task
+from embedding_server.core import Precision, Task
+from embedding_server.serving.profile import Quality
 from embedding_server.serving.registry import Resident
 
 
@@ -49,11 +50,12 @@ class Health(msgspec.Struct):
 
 
 class ModelStatus(msgspec.Struct):
-    """One allowed model, as it is now; queue counts texts."""
+    """One allowed model, as it is now; queue counts texts, quality is of a reduced precision."""
 
     state: str
     provider: str | None
-    precision: str | None
+    precision: Precision | None
+    quality: Quality | None
     resident_bytes: int
     queue: int
     fingerprint: str | None
@@ -152,6 +154,7 @@ def _model(resident: Resident) -> ModelStatus:
         state=resident.state,
         provider=model.provider if model else None,
         precision=model.precision if model else None,
+        quality=model.quality if model else None,
         resident_bytes=model.resident_bytes if model else 0,
         queue=model.batcher.waiting if model else 0,
         fingerprint=model.fingerprint if model else None,

@@ -30,12 +30,14 @@ class Packing:
 
     Args:
         graph: the graph to write to.
+        ids: int64 value of shape (tokens,).
         lengths: int64 value of shape (texts,).
         hidden: width of the token states.
     """
 
-    def __init__(self, graph: Graph, lengths: str, hidden: int) -> None:
+    def __init__(self, graph: Graph, ids: str, lengths: str, hidden: int) -> None:
         g = self._graph = graph
+        self.ids = ids
         self._lengths, self._hidden = lengths, hidden
         self._texts = g.node("Size", lengths)
         longest = g.node("ReduceMax", lengths, keepdims=0)
@@ -112,13 +114,6 @@ _POOLINGS: dict[Pooling, Callable[[Packing, str], str]] = {
     Pooling.CLS: Packing.first,
     Pooling.LAST: Packing.last,
 }
-
-
-def linear(g: Graph, weights: Weights, name: str, states: str) -> str:
-    """`states @ W.T + b`; torch stores W as (out, in)."""
-    weight = g.weight(f"{name}.weight", weights(f"{name}.weight").T)
-    bias = g.weight(f"{name}.bias", weights(f"{name}.bias"))
-    return g.node("Add", g.node("MatMul", states, weight), bias)
 
 
 def layer_norm(g: Graph, weights: Weights, name: str, states: str, epsilon: float) -> str:

@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from embedding_server.convert.blocks import ConvertError, Packing, Weights
 from embedding_server.convert.families import FAMILIES
 from embedding_server.convert.graph import Graph
+from embedding_server.convert.linear import Linear, Watched, in_fp32, in_int8
+from embedding_server.convert.quantize import Int8, choose
 from embedding_server.core import Pooling
 
 VERSION = 2
@@ -34,7 +36,12 @@ log = structlog.get_logger()
 
 
 def convert(
-    directory: Path, pooling: Pooling, cache: Path, *, expected_sha256: str | None = None
+    directory: Path,
+    pooling: Pooling,
+    cache: Path,
+    *,
+    expected_sha256: str | None = None,
+    int8: Int8 | None = None,
 ) -> Path:
     """The ONNX graph of the model in `directory`, built on first use.
 
@@ -47,6 +54,7 @@ def convert(
         pooling: part of the graph.
         cache: the graph is kept in `<cache>/graphs/<content hash>/`.
         expected_sha256: refuse any other weights.
+        int8: compute linear layers in 8 bits.
 
     Returns:
         Path of the ONNX file; weights that do not fit into it lie beside it.
@@ -64,17 +72,32 @@ def convert(
         )
     config = _read_config(directory / "config.json")
     recipe = f"{VERSION} {digest} {pooling} {json.dumps(config, sort_keys=True)}"
+    if int8:
+        recipe += f" int8 {int8.limit}"
     try:
         target = cache.expanduser() / "graphs" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
         if not (target / MODEL_FILE).exists():
             with _published(target) as scratch:
-                _build(weights_file, config, pooling, scratch)
+                linear = _quantized(weights_file, config, pooling, int8) if int8 else in_fp32
+                _build(weights_file, config, pooling, linear, scratch)
     except (OSError, RuntimeError) as exc:
         raise ConvertError(f"the cache {cache} cannot be used: {exc}") from exc
     return target / MODEL_FILE
 
 
-def _build(weights_file: Path, config: dict[str, Any], pooling: Pooling, out: Path) -> None:
+def _quantized(weights_file: Path, config: dict[str, Any], pooling: Pooling, int8: Int8) -> Linear:
+    """8-bit linear layers, by what their inputs are in the same model in fp32."""
+    watched = Watched()
+    with tempfile.TemporaryDirectory(prefix="sampling-") as scratch:
+        _build(weights_file, config, pooling, watched, Path(scratch))
+        samples = int8.sample(Path(scratch, MODEL_FILE), list(watched.groups))
+    with _open_weights(weights_file) as weights:
+        return in_int8(choose(weights, watched.groups, samples, int8.limit), int8.limit)
+
+
+def _build(
+    weights_file: Path, config: dict[str, Any], pooling: Pooling, linear: Linear, out: Path
+) -> None:
     architecture = (config.get("architectures") or ["none"])[0]
     if architecture not in FAMILIES:
         raise ConvertError(
@@ -87,8 +110,8 @@ def _build(weights_file: Path, config: dict[str, Any], pooling: Pooling, out: Pa
         try:
             hidden = config["hidden_size"]
             ids, lengths = graph.input("input_ids", "tokens"), graph.input("lengths", "texts")
-            packing = Packing(graph, lengths, hidden)
-            states = FAMILIES[architecture](graph, weights, config, packing, ids)
+            packing = Packing(graph, ids, lengths, hidden)
+            states = FAMILIES[architecture](graph, weights, linear, config, packing)
         except KeyError as exc:
             raise ConvertError(f"config.json has no {exc}") from exc
     graph.output("sentence_embedding", packing.pool(states, pooling), "texts", hidden)

@@ -54,12 +54,13 @@ class Graph:
         self._weights[name] = self._store(name, np.ascontiguousarray(value))
         return name
 
-    def constant(self, value: int | float | Sequence[int]) -> str:
-        """A float32 or int64 constant, stored once however often it is used."""
+    def constant(self, value: int | float | Sequence[int] | np.generic) -> str:
+        """A constant, stored once however often it is used: float32, int64 or numpy's own type."""
         name = f"const:{value!r}"
         if name not in self._weights:
             dtype = np.float32 if isinstance(value, float) else np.int64
-            self._weights[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
+            array = np.asarray(value, None if isinstance(value, np.generic) else dtype)
+            self._weights[name] = numpy_helper.from_array(array, name)
         return name
 
     def node(self, op: str, *inputs: str, **attributes: Any) -> str:

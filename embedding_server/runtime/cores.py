@@ -1,4 +1,4 @@
-"""How many CPU cores this process may use: by affinity and by the container's quota."""
+"""The CPU: how many cores this process may use, by affinity and quota, and what they can do."""
 
 import math
 import os
@@ -12,6 +12,15 @@ def usable_cores(cgroups: Path = _CGROUPS) -> int:
     cores = len(os.sched_getaffinity(0))
     quota = _quota_v2(cgroups) or _quota_v1(cgroups)
     return min(cores, math.ceil(quota)) if quota else cores
+
+
+def sums_bytes_exactly() -> bool:
+    """Whether products of 8-bit numbers are added up without overflow.
+
+    x86 does so with VNNI only; without it, weights of 7 bits keep ONNX Runtime's sums in range.
+    """
+    words = _words(Path("/proc/cpuinfo"))
+    return "avx2" not in words or not {"avx512_vnni", "avx_vnni"}.isdisjoint(words)
 
 
 def _quota_v2(cgroups: Path) -> float | None:

@@ -4,14 +4,17 @@ Sessions are called from the device's worker threads; they keep no state between
 threads may share one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
-from embedding_server.core import Ids, Rows
+from embedding_server.core import Ids, Precision, Rows
 
 VERSION: str = ort.__version__
 """ONNX Runtime's version: part of what decides a vector's last bits."""
@@ -25,6 +28,42 @@ class SessionError(Exception):
     """The graph could not be opened, or failed on a batch; the message is for the log."""
 
 
+class Spinning(StrEnum):
+    """When the threads of a run wait for more work without giving up their cores."""
+
+    NEVER = "never"
+    WITHIN = "within"
+    """While a run lasts."""
+    ALWAYS = "always"
+    """After it too: threads of several sessions then take cores from one another."""
+
+
+class Threads(msgspec.Struct, frozen=True):
+    """How a run uses cores: on so many threads, and how these wait."""
+
+    per_run: int = 1
+    spinning: Spinning = Spinning.WITHIN
+
+
+_ONE_THREAD = Threads()
+
+
+class Stop:
+    """Ends the run it was given to, called from any thread."""
+
+    def __init__(self) -> None:
+        self.options = ort.RunOptions()
+
+    def __call__(self) -> None:
+        """The run fails with `SessionError` at the graph's next node."""
+        self.options.terminate = True
+
+    @property
+    def called(self) -> bool:
+        """Whether the run is to end."""
+        return bool(self.options.terminate)
+
+
 class Session(Protocol):
     """What the batcher needs of a model."""
 
@@ -33,17 +72,21 @@ class Session(Protocol):
         """The execution provider really in use, in ONNX Runtime's spelling."""
 
     @property
-    def precision(self) -> str:
-        """What it computes in: `fp32`."""
+    def precision(self) -> Precision:
+        """What it computes in."""
+
+    @property
+    def threads(self) -> Threads:
+        """How a run uses cores."""
 
     @property
     def padded(self) -> bool:
         """Whether every text is computed as long as its batch's longest."""
 
-    def run(self, texts: Sequence[Ids], *, wide: bool = False) -> Rows:
+    def run(self, texts: Sequence[Ids], *, wide: bool = False, stop: Stop | None = None) -> Rows:
         """Raw vectors of shape (texts, dimensions), in order; raises `SessionError`.
 
-        `wide` says that nothing else runs, so that one run may use all cores.
+        `wide` says that nothing else runs, so that one run may use all cores; `stop` ends it.
         """
 
 
@@ -52,46 +95,80 @@ class PackedSession:
 
     Args:
         path: the ONNX file.
-        threads: of a wide run; others have one.
+        cores: threads of a wide run.
+        threads: of all others.
+        precision: what the graph computes in.
+        reproducible: run every text alone, on one thread, so that no bit of its vector depends on
+            what else there is to do.
 
     Raises:
         SessionError: the file is missing, or no graph that this runtime can open.
     """
 
-    precision = "fp32"
     padded = False
 
-    def __init__(self, path: Path, threads: int) -> None:
-        self._narrow = self._wide = _open(path, 1)
+    def __init__(
+        self,
+        path: Path,
+        cores: int,
+        threads: Threads = _ONE_THREAD,
+        *,
+        precision: Precision = Precision.FP32,
+        reproducible: bool = False,
+    ) -> None:
+        self.precision = precision
+        self.threads = _ONE_THREAD if reproducible else threads
+        self._reproducible = reproducible
+        self._narrow = self._wide = _open(path, self.threads)
         size = sum(file.stat().st_size for file in path.parent.iterdir())
-        if threads > 1 and size <= _WIDE_BELOW_BYTES:
-            self._wide = _open(path, threads)
+        if cores > self.threads.per_run and size <= _WIDE_BELOW_BYTES and not reproducible:
+            self._wide = _open(path, Threads(cores))
         self.resident_bytes = size * (1 if self._wide is self._narrow else 2)
         """Size of the graph and its weights, as often as they are held."""
         self.provider: str = self._narrow.get_providers()[0]
 
-    def run(self, texts: Sequence[Ids], *, wide: bool = False) -> Rows:
+    def run(self, texts: Sequence[Ids], *, wide: bool = False, stop: Stop | None = None) -> Rows:
         """See `Session`."""
+        if self._reproducible and len(texts) > 1:
+            return np.concatenate([self.run([ids], stop=stop) for ids in texts])
         session = self._wide if wide else self._narrow
-        feeds = {
-            "input_ids": np.concatenate(texts),
-            "lengths": np.array([len(ids) for ids in texts], np.int64),
-        }
         try:
-            rows: Rows = session.run(["sentence_embedding"], feeds)[0]
+            rows: Rows = session.run(
+                ["sentence_embedding"], _feeds(texts), stop.options if stop else None
+            )[0]
         except Exception as exc:  # ONNX Runtime's exceptions share no base class
             raise SessionError(str(exc)) from exc
         return rows
 
 
-def _open(path: Path, threads: int) -> ort.InferenceSession:
+def activations(
+    path: Path, outputs: Sequence[str], texts: Sequence[Ids], rows: int
+) -> dict[str, NDArray[np.float32]]:
+    """A few rows per text, the same ones every time, of outputs of shape (tokens, width)."""
+    session, random = _open(path, _ONE_THREAD), np.random.default_rng(0)
+    found: Mapping[str, list[NDArray[np.float32]]] = {name: [] for name in outputs}
+    for ids in texts:
+        kept = random.permutation(len(ids))[:rows]
+        for name, value in zip(outputs, session.run(outputs, _feeds([ids])), strict=True):
+            found[name].append(value[kept])
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _feeds(texts: Sequence[Ids]) -> dict[str, NDArray[np.int64]]:
+    lengths = np.array([len(ids) for ids in texts], np.int64)
+    return {"input_ids": np.concatenate(texts), "lengths": lengths}
+
+
+def _open(path: Path, threads: Threads) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads.per_run
     options.inter_op_num_threads = 1
     # Shapes change with every batch: a recorded memory pattern never fits the next one.
     options.enable_mem_pattern = False
-    # Threads that went on spinning after a wide run would take their cores from the next runs.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    spinning = "0" if threads.spinning is Spinning.NEVER else "1"
+    options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+    if threads.spinning is Spinning.WITHIN:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = _ERRORS_ONLY
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -74,10 +74,10 @@ class AdmissionQueue:
 
     Args:
         max_requests: requests inside at once; None limits by `max_work` instead.
-        max_work: work of a lane inside at once, seconds of one run slot; one request always fits.
+        max_work: work of a lane inside at once, seconds of one core; one request always fits.
         max_depth: requests in line.
         timeout: longest wait in line, seconds.
-        slots: run slots, which drain a second of work per second each.
+        cores: each drains a second of work per second.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class AdmissionQueue:
         max_work: Callable[[], float],
         max_depth: int,
         timeout: float,
-        slots: int,
+        cores: int,
         metrics: Metrics,
     ) -> None:
         self.max_depth = max_depth
@@ -95,7 +95,7 @@ class AdmissionQueue:
         """While true every new request is refused."""
         self._max_requests, self._max_work = max_requests, max_work
         self._timeout = timeout
-        self._slots = slots
+        self._cores = cores
         self._metrics = metrics
         self._gates = {lane: _Gate() for lane in Lane}
         self._typical_work = 0.01
@@ -132,7 +132,7 @@ class AdmissionQueue:
     @property
     def retry_after(self) -> float:
         """Seconds after which all present work is done, with jitter."""
-        drained = sum(gate.work for gate in self._gates.values()) / self._slots
+        drained = sum(gate.work for gate in self._gates.values()) / self._cores
         jitter = random.uniform(1.0, 1.25)  # noqa: S311 - spreads clients, guards nothing
         return drained * jitter
 
@@ -140,7 +140,7 @@ class AdmissionQueue:
         """Wait for a place inside: `with await queue.permit(...)` holds it.
 
         Args:
-            work: the request's predicted cost, seconds of one run slot.
+            work: the request's predicted cost, seconds of one core.
             lane: whose limit and line it has; all share one where requests are counted.
 
         Raises:
@@ -199,7 +199,7 @@ class AdmissionQueue:
         excess = gate.line_work
         if self._max_requests is None:
             excess += max(0.0, gate.inside_work - self._max_work())
-        return excess / self._slots
+        return excess / self._cores
 
     def _fits(self, gate: _Gate) -> bool:
         if self._max_requests is not None:

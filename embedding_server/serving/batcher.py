@@ -74,8 +74,14 @@ class Batcher:
 
     @property
     def batch_seconds(self) -> float:
-        """Predicted time of a full batch."""
-        return self.cost.seconds(Shape(tokens=self._device.schedule.budget(self.cost)))
+        """Predicted time of a full batch, seconds of one core."""
+        shape = Shape(tokens=self._device.schedule.budget(self.cost))
+        return self.cost.seconds(shape) * self.threads
+
+    @property
+    def threads(self) -> int:
+        """Cores that a run takes."""
+        return self.session.threads.per_run
 
     async def embed(self, texts: Sequence[Ids]) -> Rows:
         """Raw rows of shape (texts, dimensions), in order.
@@ -93,6 +99,7 @@ class Batcher:
         except BaseException:
             for entry in entries:
                 entry.line.remove(entry)
+            self._device.stop_abandoned()
             raise
         return job.rows
 

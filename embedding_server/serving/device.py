@@ -1,8 +1,9 @@
-"""The run slots of a device, shared by all models on it.
+"""The cores of a device, shared by all models on it.
 
-A slot is one thread that runs one batch at a time; the schedule says which. Everything but the run
-itself happens on the event loop, so nothing here needs a lock. A failed batch is split until the
-text that caused it is alone.
+A run takes as many cores as its model's session has threads, and a thread of ours, a run slot, to
+wait for it; the schedule says which batch is next. Everything but the run itself happens on the
+event loop, so nothing here needs a lock. A failed batch is split until the text that caused it is
+alone; a run that hangs, or whose clients have all left, is stopped.
 """
 
 import asyncio
@@ -17,14 +18,16 @@ import structlog
 
 from embedding_server.core import Rows
 from embedding_server.observability.metrics import Metrics
+from embedding_server.runtime.session import Stop
 from embedding_server.serving.cost import Shape
 from embedding_server.serving.schedule import Entry, Schedule
 
 if TYPE_CHECKING:
     from embedding_server.serving.batcher import Batcher
 
-_WATCHDOG_SECONDS = 60.0
-"""A run that takes longer is taken for hung; the longest honest one is a few seconds."""
+_WATCHDOG_SECONDS, _WATCH_SECONDS = 60.0, 1.0
+"""A run that takes longer is taken for hung, the longest honest one is a few seconds; and how often
+that is looked at."""
 
 _STOP_SECONDS = 2.0
 
@@ -38,12 +41,18 @@ class Run:
         self.batcher = batcher
         self.wide = wide
         self.entries = entries
+        self.stop = Stop()
         self.rows: Rows | None = None
         self.finite: list[bool] = []
         """Whether each row is."""
         self.error: BaseException | None = None
         self.started = 0.0
         self.seconds = 0.0
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for any of it."""
+        return all(entry.job.done.done() for entry in self.entries)
 
     @property
     def shape(self) -> Shape:
@@ -57,7 +66,8 @@ class Run:
         """
         started = time.perf_counter()
         try:
-            rows = self.batcher.session.run([entry.ids for entry in self.entries], wide=self.wide)
+            texts = [entry.ids for entry in self.entries]
+            rows = self.batcher.session.run(texts, wide=self.wide, stop=self.stop)
             expected = (len(self.entries), self.batcher.dimensions)
             if rows.shape != expected:
                 raise ValueError(f"rows of shape {rows.shape}, expected {expected}")  # noqa: TRY301
@@ -94,38 +104,42 @@ class Device:
     """A device and its run slots.
 
     Args:
-        slots: batches that may run at once.
+        cores: threads that may run at once.
         max_batch_tokens: tokens per batch; None = as suits the model.
     """
 
-    def __init__(self, slots: int, max_batch_tokens: int | None, metrics: Metrics) -> None:
-        self.slots = slots
+    def __init__(self, cores: int, max_batch_tokens: int | None, metrics: Metrics) -> None:
+        self.cores = cores
         self.schedule: Schedule[Batcher] = Schedule(max_batch_tokens)
         self._metrics = metrics
         self._retries: deque[Run] = deque()
-        self._running: dict[Run, None] = {}
+        self._running: dict[Run, int] = {}
+        """Each with the cores it takes."""
         self._inbox: SimpleQueue[Run | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._watching: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"Device(slots={self.slots}, running={len(self._running)}, {self.schedule!r})"
+        return f"Device(cores={self.cores}, running={len(self._running)}, {self.schedule!r})"
 
     @property
     def problem(self) -> str:
         """Why the device does not serve; empty while it does."""
         if not self._threads:
             return "the run slots are stopped"
-        now = time.monotonic()
-        hung = max((now - run.started for run in self._running), default=0.0)
+        hung = max(map(_seconds, self._running), default=0.0)
         return f"a model run hangs since {hung:.0f} s" if hung > _WATCHDOG_SECONDS else ""
 
     def start(self) -> None:
         """Start the slots' threads; called on the event loop that serves."""
         loop = asyncio.get_running_loop()
-        self._threads = [self._start_thread(loop) for _ in range(self.slots)]
+        self._threads = [self._start_thread(loop) for _ in range(self.cores)]
+        self._watching = loop.create_task(self._watch())
 
     def stop(self) -> None:
         """End the threads after the runs they are in, or leave them behind where a run hangs."""
+        if self._watching:
+            self._watching.cancel()
         for _ in self._threads:
             self._inbox.put(None)
         deadline = time.monotonic() + _STOP_SECONDS
@@ -134,20 +148,35 @@ class Device:
         self._threads = []
 
     def dispatch(self) -> None:
-        """Give every free slot a batch, failed ones first."""
-        while (free := self.slots - len(self._running)) > 0:
+        """Give free cores batches, failed ones first."""
+        while (free := self.cores - sum(self._running.values())) > 0:
             if self._retries:
                 run = self._retries.popleft()
                 run.entries = [entry for entry in run.entries if not entry.job.done.done()]
                 if not run.entries:
                     continue
             elif taken := self.schedule.take(free):
-                run = Run(*taken, wide=free == self.slots > 1 and not self.schedule)
+                run = Run(*taken, wide=free == self.cores > 1 and not self.schedule)
             else:
                 return
             run.started = time.monotonic()
-            self._running[run] = None
+            self._running[run] = run.batcher.threads  # a wide one shares with whoever comes
             self._inbox.put(run)
+
+    def stop_abandoned(self) -> None:
+        """Stop the runs that nobody waits for any more."""
+        for run in self._running:
+            if run.abandoned:
+                run.stop()
+
+    async def _watch(self) -> None:
+        """Stop the runs that hang; readiness says so until they have ended."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            for run in self._running:
+                if _seconds(run) > _WATCHDOG_SECONDS and not run.stop.called:
+                    log.error("run.hung", model=run.batcher.name, texts=len(run.entries))
+                    run.stop()
 
     def _start_thread(self, loop: asyncio.AbstractEventLoop) -> threading.Thread:
         thread = threading.Thread(target=self._serve, args=(loop,), name="slot", daemon=True)
@@ -166,6 +195,9 @@ class Device:
 
     def _finish(self, run: Run) -> None:
         del self._running[run]
+        if run.abandoned:
+            self.dispatch()
+            return
         good, again, failed = run.sort()
         self._retries.extendleft(Run(run.batcher, entries) for entries in reversed(again))
         if failed:  # before any retry of the same request starts
@@ -180,3 +212,8 @@ class Device:
         self._metrics.slot_restarts.inc()
         self._threads.remove(thread)
         self._threads.append(self._start_thread(asyncio.get_running_loop()))
+
+
+def _seconds(run: Run) -> float:
+    """How long it has been running."""
+    return time.monotonic() - run.started

@@ -7,11 +7,12 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from embedding_server.core import Embeddings, Encoding, ModelSpec
+from embedding_server.core import Embeddings, Encoding, ModelSpec, Precision
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.batcher import Batcher
 from embedding_server.serving.cost import Shape
+from embedding_server.serving.profile import Quality
 
 _INLINE_CHARS = 2_000
 """Up to here tokenising on the event loop (about 0.3 ms) costs less than a change of threads."""
@@ -36,6 +37,7 @@ class Model:
         executor: one thread for tokenising larger requests off the event loop.
         fingerprint: names weights, tokenizer, pooling, precision, provider and runtime version.
         resident_bytes: size of graph and weights.
+        quality: of a reduced precision, against fp32.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class Model:
         *,
         fingerprint: str,
         resident_bytes: int,
+        quality: Quality | None,
     ) -> None:
         self.spec = spec
         self.batcher = batcher
         self.fingerprint = fingerprint
         self.resident_bytes = resident_bytes
+        self.quality = quality
         self._tokenizer = tokenizer
         self._executor = executor
         self._metrics = metrics
@@ -62,7 +66,7 @@ class Model:
         return f"Model({self.spec.id!r}, {self.batcher!r})"
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Precision:
         """What the model computes in."""
         return self.batcher.session.precision
 
@@ -72,10 +76,10 @@ class Model:
         return self.batcher.session.provider
 
     def estimate(self, texts: Sequence[str]) -> float:
-        """Seconds of one run slot for these texts, guessed without tokenising them."""
+        """Seconds of one core for these texts, guessed without tokenising them."""
         limit, ratio = self.spec.max_tokens, self._tokens_per_char
         lengths = [min(limit, self._tokenizer.specials + int(len(text) * ratio)) for text in texts]
-        return self.batcher.cost.seconds(Shape.of(lengths))
+        return self.batcher.cost.seconds(Shape.of(lengths)) * self.batcher.threads
 
     @property
     def nothing(self) -> Embeddings:

@@ -47,6 +47,10 @@ class Costed(Protocol):
 
     cost: Cost
 
+    @property
+    def threads(self) -> int:
+        """Cores that a run takes."""
+
 
 M = TypeVar("M", bound=Costed)
 
@@ -164,35 +168,42 @@ class Schedule(Generic[M]):
         return entries
 
     def take(self, free: int) -> tuple[M, list[Entry]] | None:
-        """The next batch and its model, taken out of line; None when nothing waits.
+        """The next batch and its model, taken out of line.
+
+        None when nothing waits, or when the model whose turn it is needs more cores: it is not
+        passed by.
 
         Args:
-            free: idle slots; what waits is divided between them, so that a lone request of many
-                texts uses all of them.
+            free: idle cores; what waits is divided between the runs they can take, so that a lone
+                request of many texts uses all of them.
         """
         waiting = [(key, line) for key, line in self._lines.items() if line]
         if not waiting:
             return None
-        lane = self._next_lane({lane for (lane, _), _ in waiting})
+        lanes = {lane for (lane, _), _ in waiting}
+        lane = self._next_lane(lanes)
         (_, model), line = min(
             ((key, line) for key, line in waiting if key[0] is lane),
             key=lambda item: item[1].oldest.sequence,
         )
-        share = sum(line.tokens for _, line in waiting) // free
+        if model.threads > free:
+            return None
+        share = sum(line.tokens for _, line in waiting) // (free // model.threads)
         budget = min(self.budget(model.cost), max(share, _SHARE_FLOOR))
         batch = line.plan(budget, model.cost)
         for entry in batch:
             line.remove(entry)
+        if lane is Lane.BULK:
+            self._passed_by = 0
+        elif Lane.BULK in lanes:
+            self._passed_by += 1
         return model, batch
 
     def _next_lane(self, waiting: set[Lane]) -> Lane:
-        if Lane.BULK not in waiting:
-            return Lane.INTERACTIVE
-        if Lane.INTERACTIVE in waiting and self._passed_by < INTERACTIVE_IN_A_ROW:
-            self._passed_by += 1
-            return Lane.INTERACTIVE
-        self._passed_by = 0
-        return Lane.BULK
+        if Lane.INTERACTIVE not in waiting:
+            return Lane.BULK
+        bulk_is_due = Lane.BULK in waiting and self._passed_by >= INTERACTIVE_IN_A_ROW
+        return Lane.BULK if bulk_is_due else Lane.INTERACTIVE
 
 
 def plan(lengths: Sequence[int], anchor: int, budget: int, cost: Cost) -> tuple[int, int]:

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from embedding_server.api.parts import Parts
+from embedding_server.core import Precision
+from embedding_server.runtime.session import Threads
 from embedding_server.serving.model import Model
 from tests.conftest import Client, Serve, parts_of
 from tests.fakes import FakeSession
@@ -25,10 +27,11 @@ class Broken:
     """A session that fails on every run."""
 
     provider = "BrokenExecutionProvider"
-    precision = "fp32"
+    precision = Precision.FP32
     padded = False
+    threads = Threads()
 
-    def run(self, texts: Any, *, wide: bool = False) -> Any:
+    def run(self, texts: Any, **_: Any) -> Any:
         """See `Session`."""
         raise ValueError("/secret/path: CUDA error 700")
 

@@ -15,7 +15,7 @@ EMPTY = "AdmissionQueue(inside=0, waiting=0, work=0.000)"
 
 def gate(**changes: Any) -> AdmissionQueue:
     """A queue of one request inside and two in line, before a device of one slot."""
-    options: dict[str, Any] = {"max_requests": 1, "max_depth": 2, "timeout": 5.0, "slots": 1}
+    options: dict[str, Any] = {"max_requests": 1, "max_depth": 2, "timeout": 5.0, "cores": 1}
     return AdmissionQueue(**(options | changes), max_work=lambda: 10.0, metrics=Metrics("test"))
 
 

@@ -76,7 +76,7 @@ async def test_one_bad_text_fails_alone(device: Device) -> None:
     with pytest.raises(RunError):
         await bad
     assert [(await task)[0, 0] for task in (first, *good)] == [9, 4, 5, 6, 7]
-    assert repr(device) == "Device(slots=1, running=0, Schedule(interactive=0, bulk=0))"
+    assert repr(device) == "Device(cores=1, running=0, Schedule(interactive=0, bulk=0))"
 
 
 @pytest.mark.parametrize("texts", [1, 5])
@@ -91,18 +91,57 @@ async def test_non_finite_rows_are_failures_of_their_own(device: Device, texts: 
         assert np.isfinite(await other).all()
 
 
-async def test_hung_run_is_seen(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run over the watchdog's limit is a problem of the device until it ends."""
+async def test_hung_run_is_seen_and_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run over the watchdog's limit is a problem of the device, and is ended."""
     monkeypatch.setattr(module, "_WATCHDOG_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_WATCH_SECONDS", 0.01)
+    device = Device(1, 64, Metrics("test"))
+    device.start()
     session = FakeSession()
     session.block()
     assert device.problem == ""
     hung = asyncio.create_task(batcher(device, session).embed([ids(3)]))
     await started(session)
     assert "hangs" in device.problem
-    session.release()
-    await hung
+    with pytest.raises(RunError):
+        await hung
     assert device.problem == ""
+    device.stop()
+
+
+async def test_abandoned_run_is_stopped(device: Device) -> None:
+    """A run whose clients have all left ends; one that somebody still waits for goes on."""
+    session = FakeSession()
+    line = batcher(device, session)
+    session.block()
+    first = asyncio.create_task(line.embed([ids(9)]))
+    await started(session)
+    gone, stays = (asyncio.create_task(line.embed([ids(length)])) for length in (4, 5))
+    await asyncio.sleep(0)
+    first.cancel()
+    await started(session)
+    gone.cancel()
+    await asyncio.gather(first, gone, return_exceptions=True)
+    session.release()
+    assert (await stays)[0, 0] == 5
+    assert session.batches == [[9], [4, 5]]
+
+
+async def test_a_run_takes_its_threads_cores() -> None:
+    """Two runs of two threads each fill four cores; the third one waits."""
+    device = Device(4, 64, Metrics("test"))
+    device.start()
+    session = FakeSession(threads=2)
+    line = batcher(device, session)
+    session.block()
+    tasks = [asyncio.create_task(line.embed([ids(60)] * 3))]
+    await started(session)
+    await started(session)
+    assert len(device._running) == 2
+    session.release()
+    await asyncio.gather(*tasks)
+    assert session.batches == [[60]] * 3
+    device.stop()
 
 
 async def test_dead_slot_is_replaced() -> None:
@@ -157,7 +196,7 @@ async def test_cancelled_request_leaves_the_line(device: Device) -> None:
     session.release()
     await first
     assert session.batches == [[9]]
-    assert repr(device) == "Device(slots=1, running=0, Schedule(interactive=0, bulk=0))"
+    assert repr(device) == "Device(cores=1, running=0, Schedule(interactive=0, bulk=0))"
 
 
 async def test_cancelled_request_in_a_run_harms_nobody(device: Device) -> None:

@@ -3,13 +3,17 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from embedding_server.catalog.local import read_directory
-from embedding_server.core import Ids, ModelSpec, Rows
+from embedding_server.core import Ids, ModelSpec, Precision, Rows
+from embedding_server.runtime.session import SessionError, Stop, Threads
 from embedding_server.runtime.tokenizer import Tokenizer
-from embedding_server.serving.loader import LoadError, check
+from embedding_server.serving.cost import Cost
+from embedding_server.serving.loader import LoadError, RunPlan, Source, check
+from embedding_server.serving.profile import store, stored
 from tests.conftest import Serve
 from tests.fakes import FakeSession
 
@@ -29,7 +33,7 @@ class Session(FakeSession):
         super().__init__(width=width)
         self._bend = bend
 
-    def run(self, texts: Sequence[Ids], *, wide: bool = False) -> Rows:
+    def run(self, texts: Sequence[Ids], *, wide: bool = False, stop: Stop | None = None) -> Rows:
         """See `Session`."""
         return self._bend(super().run(texts, wide=wide))
 
@@ -63,3 +67,41 @@ async def test_damaged_cache_is_made_anew(serve: Serve, tmp_path: Path) -> None:
         assert (await client.post("/api/embed", json=body)).status_code == 503
     async with serve(cache_dir=tmp_path, preload=()) as client:
         assert (await client.post("/api/embed", json=body)).status_code == 200
+
+
+def test_profile_is_measured_once(spec: ModelSpec, tmp_path: Path) -> None:
+    """The first load measures and stores, the next one reads; other threads are measured anew."""
+    plan = RunPlan(cache=tmp_path, warmup=0.05)
+    source = Source(spec, plan, 2)
+    session = source.open(Threads())
+    profile = source.profile(session)
+    path = source.profile_path(session)
+    assert stored(path) == profile
+    changed = msgspec.structs.replace(profile, cost=Cost(run=1.0))
+    store(changed, path)
+    assert source.profile(session) == changed
+    fixed = Source(spec, msgspec.structs.replace(plan, threads_per_run=2), 2)
+    assert fixed.profile(fixed.open(Threads(2))).threads == Threads(2)
+
+
+def test_reduced_precision_is_judged(spec: ModelSpec, tmp_path: Path) -> None:
+    """An 8-bit model has another fingerprint, and figures of its quality in its profile."""
+    exact = Source(spec, RunPlan(cache=tmp_path), 1)
+    source = Source(spec, RunPlan(cache=tmp_path, precision=Precision.INT8), 1)
+    session = source.open(Threads())
+    quality = source.profile(session).quality
+    assert exact.profile(exact.open(Threads())).quality is None
+    assert quality
+    assert 0.9 < quality.cosine <= 1.0
+    assert quality.speed > 0
+    assert source.fingerprint(session) != exact.fingerprint(exact.open(Threads()))
+
+
+def test_stopped_run(spec: ModelSpec, tmp_path: Path) -> None:
+    """A run that is told to stop fails, and the session serves on."""
+    session = Source(spec, RunPlan(cache=tmp_path), 1).open(Threads())
+    stop = Stop()
+    stop()
+    with pytest.raises(SessionError):
+        session.run([np.ones(5, np.int64)], stop=stop)
+    assert session.run([np.ones(5, np.int64)]).shape == (1, spec.dimensions)

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_server.core import Ids, Rows
+from embedding_server.runtime.session import Spinning, Stop, Threads
 from embedding_server.serving import profile as module
 from embedding_server.serving.cost import Cost, Shape
-from embedding_server.serving.profile import fit, profile
+from embedding_server.serving.profile import Profile, Quality, fit, measure, store, stored
 from tests.fakes import FakeSession
 
 BATCHES = [(8,), (16,) * 16, (64,), (60,) * 7 + (64,), (250, 256), (8,) * 20 + (90,)]
@@ -54,7 +55,7 @@ class Clocked(FakeSession):
         self.now = 0.0
         self._cost = cost
 
-    def run(self, texts: Sequence[Ids], *, wide: bool = False) -> Rows:
+    def run(self, texts: Sequence[Ids], *, wide: bool = False, stop: Stop | None = None) -> Rows:
         """See `Session`."""
         self.now += self._cost.seconds(Shape.of(map(len, texts)))
         return super().run(texts, wide=wide)
@@ -66,36 +67,39 @@ class Clocked(FakeSession):
     monotonic = perf_counter
 
 
-def test_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first load measures and stores, the next one reads; a damaged file is measured again."""
-    cost, path = Cost(2e-3, 1e-4, 2e-4, 3e-7), tmp_path / "profiles" / "p.json"
-    for damage in (False, True):
-        session = Clocked(cost)
-        monkeypatch.setattr(module, "time", session)
-        found = profile(session, 256, 100.0, path)
-        shape = Shape.of([99, 3])
-        assert found.seconds(shape) == pytest.approx(cost.seconds(shape), rel=1e-3)
-        runs = len(session.batches)
-        assert runs > 10
-        assert profile(session, 256, 100.0, path) == found
-        assert len(session.batches) == runs
-        if not damage:
-            path.write_text("{")
-
-
-def test_time_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_box(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow model is measured no longer than allowed, by at most one run; 0 measures nothing."""
     session = Clocked(Cost(1.0, 0.0, 0.01, 0.0))
     monkeypatch.setattr(module, "time", session)
-    profile(session, 256, 3.0, tmp_path / "p.json")
+    measure(session, 256, 3.0)
     assert len(session.batches) <= 3
     before = len(session.batches)
-    assert profile(session, 256, 0.0, tmp_path / "other.json") == Cost()
+    assert measure(session, 256, 0.0) == Cost()
     assert len(session.batches) == before
 
 
+def test_measuring_finds_the_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a session really takes comes out, for batches that were not measured."""
+    cost = Cost(2e-3, 1e-4, 2e-4, 3e-7)
+    session = Clocked(cost)
+    monkeypatch.setattr(module, "time", session)
+    found, shape = measure(session, 256, 100.0), Shape.of([99, 3])
+    assert found.seconds(shape) == pytest.approx(cost.seconds(shape), rel=1e-3)
+
+
+def test_stored_and_read(tmp_path: Path) -> None:
+    """A profile is read as it was stored; a damaged or missing one is none."""
+    path = tmp_path / "profiles" / "p.json"
+    assert stored(path) is None
+    profile = Profile(Cost(), Threads(2, Spinning.NEVER), Quality(cosine=0.99, speed=1.7))
+    store(profile, path)
+    assert stored(path) == profile
+    path.write_text("{")
+    assert stored(path) is None
+
+
 def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
-    """A cost that cannot be stored is used all the same."""
+    """A profile that cannot be stored is no failure."""
     (tmp_path / "file").touch()
-    cost = profile(FakeSession(), 256, 0.1, tmp_path / "file" / "p.json")
-    assert cost.seconds(Shape.of([8])) > 0
+    store(Profile(Cost(), Threads()), tmp_path / "file" / "p.json")
+    assert stored(tmp_path / "file" / "p.json") is None

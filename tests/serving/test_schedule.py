@@ -22,8 +22,9 @@ REQUESTS = st.lists(REQUEST, max_size=20)
 class Model:
     """A model as the schedule knows it; every other one pads."""
 
-    def __init__(self, *, padded: bool = False) -> None:
+    def __init__(self, *, padded: bool = False, threads: int = 1) -> None:
         self.cost = Cost(padded=padded)
+        self.threads = threads
 
 
 def fill(
@@ -151,3 +152,15 @@ def test_oldest_model_goes_first() -> None:
     """Of two models in a lane, the one with the older text goes first."""
     schedule, entries = fill(64, [(Lane.BULK, 1, [60]), (Lane.BULK, 0, [60]), (Lane.BULK, 1, [60])])
     assert [batch[0] for batch in drain(schedule)] == entries
+
+
+def test_nobody_is_passed_by_for_want_of_cores() -> None:
+    """While too few cores are free for the model whose turn it is, nobody else gets them."""
+    schedule: Schedule[Model] = Schedule(64)
+    large, small = Model(threads=2), Model()
+    schedule.add(large, Lane.BULK, None, [ids(5)])
+    schedule.add(small, Lane.BULK, None, [ids(5)])
+    assert schedule.take(1) is None
+    taken = schedule.take(2)
+    assert taken
+    assert taken[0] is large

@@ -6,9 +6,10 @@ from typing import Any
 from embedding_server.convert.blocks import Packing, Weights
 from embedding_server.convert.families import bert
 from embedding_server.convert.graph import Graph
+from embedding_server.convert.linear import Linear
 
-Builder = Callable[[Graph, Weights, dict[str, Any], Packing, str], str]
-"""(graph, weights, config, packing, input ids (tokens,)) -> token states (tokens, hidden)."""
+Builder = Callable[[Graph, Weights, Linear, dict[str, Any], Packing], str]
+"""(graph, weights, linear layers, config, packing) -> token states (tokens, hidden)."""
 
 FAMILIES: dict[str, Builder] = {
     "BertModel": bert.encoder,

@@ -8,12 +8,14 @@ from embedding_server.convert.blocks import (
     activation,
     embedding,
     layer_norm,
-    linear,
 )
 from embedding_server.convert.graph import Graph
+from embedding_server.convert.linear import Linear
 
 
-def encoder(g: Graph, weights: Weights, config: dict[str, Any], packing: Packing, ids: str) -> str:
+def encoder(
+    g: Graph, weights: Weights, linear: Linear, config: dict[str, Any], packing: Packing
+) -> str:
     """Token states of a BERT encoder; all tokens belong to segment 0, which joins the positions."""
     epsilon, heads = config["layer_norm_eps"], config["num_attention_heads"]
     activate = activation(config["hidden_act"])
@@ -22,21 +24,20 @@ def encoder(g: Graph, weights: Weights, config: dict[str, Any], packing: Packing
     segment = weights("embeddings.token_type_embeddings.weight")[0]
     x = g.node(
         "Add",
-        embedding(g, "embeddings.words", words, ids),
+        embedding(g, "embeddings.words", words, packing.ids),
         embedding(g, "embeddings.positions", positions + segment, packing.positions),
     )
     x = layer_norm(g, weights, "embeddings.LayerNorm", x, epsilon)
     for index in range(config["num_hidden_layers"]):
         layer = f"encoder.layer.{index}"
-        query, key, value = (
-            linear(g, weights, f"{layer}.attention.self.{part}", x)
-            for part in ("query", "key", "value")
-        )
+        inner = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
+        query, key, value = linear(g, weights, inner, x)
         attended = packing.attention(query, key, value, heads)
-        dense = linear(g, weights, f"{layer}.attention.output.dense", attended)
+        (dense,) = linear(g, weights, [f"{layer}.attention.output.dense"], attended)
         x = g.node("Add", dense, x)
         x = layer_norm(g, weights, f"{layer}.attention.output.LayerNorm", x, epsilon)
-        wide = activate(g, linear(g, weights, f"{layer}.intermediate.dense", x))
-        x = g.node("Add", linear(g, weights, f"{layer}.output.dense", wide), x)
+        (wide,) = linear(g, weights, [f"{layer}.intermediate.dense"], x)
+        (dense,) = linear(g, weights, [f"{layer}.output.dense"], activate(g, wide))
+        x = g.node("Add", dense, x)
         x = layer_norm(g, weights, f"{layer}.output.LayerNorm", x, epsilon)
     return x
