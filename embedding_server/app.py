@@ -10,10 +10,10 @@ from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from embedding_server.api import ROUTERS
+from embedding_server.api import ERROR_SHAPES, ROUTERS
 from embedding_server.api.body import ApiRequest, BodyReader, ByteBudget
 from embedding_server.api.docs import openapi_config
-from embedding_server.api.errors import render
+from embedding_server.api.errors import renderer
 from embedding_server.api.middleware import RequestLog
 from embedding_server.api.parts import Parts
 from embedding_server.catalog import Catalog, open_catalog
@@ -106,6 +106,7 @@ def create_app(settings: Settings) -> App:
             policy=settings.ready_policy,
         ),
         started=time.monotonic(),
+        created=int(time.time()),
     )
 
     @asynccontextmanager
@@ -147,7 +148,7 @@ def _litestar(parts: Parts, lifespan: Lifespan) -> Litestar:
                 timeout=settings.request_timeout_ms / 1000 or None,
             )
         ],
-        exception_handlers={Exception: render},
+        exception_handlers={Exception: renderer(ERROR_SHAPES)},
         lifespan=[lifespan],
         openapi_config=openapi_config(),
         cors_config=CORSConfig(

@@ -1,5 +1,9 @@
-"""Errors -> answers of the native API: `{"error", "code", "request_id"}` for every failure."""
+"""Errors -> answers: every failure, the framework's own included, in its dialect's shape.
 
+The native shape, `{"error", "code", "request_id"}`, is here; other dialects bring theirs.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -25,12 +29,21 @@ from embedding_server.errors import (
 log = structlog.get_logger()
 
 
+Shape = Callable[[ServiceError, str], tuple[int, msgspec.Struct]]
+"""How a dialect writes a failure: from it and the request id to a status and a body."""
+
+
 class ErrorBody(msgspec.Struct):
     """The body of every failure."""
 
     error: str
     code: str
     request_id: str
+
+
+def native_error(error: ServiceError, request_id: str) -> tuple[int, ErrorBody]:
+    """The native `Shape`."""
+    return error.status, ErrorBody(error=error.text, code=error.code, request_id=request_id)
 
 
 _DECLARED = (
@@ -42,28 +55,55 @@ _DECLARED = (
     ServiceUnavailable,
     DeadlineExceeded,
 )
-ERRORS = {
-    error.status: ResponseSpec(ErrorBody, generate_examples=False, description=error.prefix)
-    for error in _DECLARED
-}
-"""What an inference route may answer beside 200, for its OpenAPI document."""
 
 
-def render(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorBody]:
+def declared_errors(body: type[msgspec.Struct]) -> dict[int, ResponseSpec]:
+    """What an inference route may answer beside 200, for its OpenAPI document."""
+    return {
+        error.status: ResponseSpec(body, generate_examples=False, description=error.prefix)
+        for error in _DECLARED
+    }
+
+
+ERRORS = declared_errors(ErrorBody)
+"""Those of the native dialect."""
+
+
+def renderer(
+    shapes: Mapping[str, Shape],
+) -> Callable[[Request[Any, Any, Any], Exception], Response[msgspec.Struct]]:
+    """The application's exception handler.
+
+    It goes by the path because many failures come before any handler: 404, 405, a bad body.
+
+    Args:
+        shapes: path prefix without a slash at its end -> shape; the longest that fits is taken.
+    """
+    longest_first = sorted(shapes.items(), key=lambda row: len(row[0]), reverse=True)
+
+    def render(request: Request[Any, Any, Any], error: Exception) -> Response[msgspec.Struct]:
+        path = request.scope["path"] + "/"
+        shape = next(shape for prefix, shape in longest_first if path.startswith(prefix + "/"))
+        return _respond(request, error, shape)
+
+    return render
+
+
+def _respond(
+    request: Request[Any, Any, Any], error: Exception, shape: Shape
+) -> Response[msgspec.Struct]:
     """The answer for an exception of any kind."""
     known = error if isinstance(error, ServiceError) else _translate(request, error)
     headers = dict(getattr(error, "headers", None) or {})
     if known.retry_after is not None:
         headers["Retry-After"] = str(round(known.retry_after))
         headers["retry-after-ms"] = str(round(known.retry_after * 1000))
-    body = ErrorBody(
-        error=known.text, code=known.code, request_id=event(request.scope)["request_id"]
-    )
     fields = event(request.scope)
     fields["code"] = known.code
     if isinstance(known, Unavailable):
         fields["reason"] = known.reason
-    return Response(body, status_code=known.status, headers=headers)
+    status, body = shape(known, fields["request_id"])
+    return Response(body, status_code=status, headers=headers)
 
 
 def _translate(request: Request[Any, Any, Any], error: Exception) -> ServiceError:

@@ -1,6 +1,5 @@
 """The native dialect: `/api/embed`, `/api/embed/batch`, `/api/rerank` and the model lists."""
 
-import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -11,26 +10,23 @@ from litestar.response.base import ASGIResponse
 from msgspec import UNSET, Meta, UnsetType
 
 from embedding_server.api.body import ApiRequest
-from embedding_server.api.encode import base64_rows, compressed, json_object, json_rows
+from embedding_server.api.encode import base64_rows, json_object, json_rows
 from embedding_server.api.errors import ERRORS
-from embedding_server.api.middleware import INFERENCE, event, header
+from embedding_server.api.inference import Dimensions, Model, Timeout, deadline, respond
+from embedding_server.api.middleware import INFERENCE
 from embedding_server.api.parts import parts
-from embedding_server.core import Embeddings, Ranking, Task
+from embedding_server.core import Task
 from embedding_server.errors import BadRequest
 from embedding_server.serving.engine import Options
 from embedding_server.serving.profile import Quality
 from embedding_server.serving.registry import Resident
 
 _MAX_DOCUMENTS = 1000
-_MAX_TIMEOUT_MS = 3_600_000
-
-Model = Annotated[str, Meta(description="an id or alias of the model lists")]
-Timeout = Annotated[int, Meta(ge=1, le=_MAX_TIMEOUT_MS, description="milliseconds, then 504")]
 
 
 class _EmbedOptions(msgspec.Struct, kw_only=True, frozen=True):
     model: Model
-    dimensions: Annotated[int, Meta(ge=1, description="cut, then normalised")] | None = None
+    dimensions: Dimensions | None = None
     truncate: bool = True
     input_type: Literal["query", "document"] | None = None
     prompt: Annotated[str, Meta(description="put before every text")] | None = None
@@ -167,7 +163,7 @@ async def _embed(request: ApiRequest, data: _EmbedOptions, texts: list[str]) -> 
     if len(texts) > limit:
         raise BadRequest(f"Batch size {len(texts)} exceeds maximum {limit}")
     answer = await parts(request).engine.embed(
-        data.model, texts, data.options(_timeout(request, data.timeout_ms))
+        data.model, texts, data.options(deadline(request, data.timeout_ms))
     )
     encoded = (
         base64_rows(answer.rows)
@@ -180,7 +176,7 @@ async def _embed(request: ApiRequest, data: _EmbedOptions, texts: list[str]) -> 
         count=len(texts),
         dimensions=answer.rows.shape[1],
     )
-    return await _respond(request, body, data.model, len(texts), answer)
+    return await respond(request, body, data.model, len(texts), answer)
 
 
 @post(
@@ -200,7 +196,7 @@ async def rerank(request: ApiRequest, data: JSONBody[RerankRequest]) -> ASGIResp
         data.query,
         [one.text for one in documents],
         min(tops, default=None),
-        Options(truncate=data.truncate, timeout=_timeout(request, data.timeout_ms)),
+        Options(truncate=data.truncate, timeout=deadline(request, data.timeout_ms)),
     )
     results = [
         Ranked(
@@ -212,32 +208,7 @@ async def rerank(request: ApiRequest, data: JSONBody[RerankRequest]) -> ASGIResp
         for index, score in zip(answer.order, answer.scores, strict=True)
     ]
     body = msgspec.json.encode(RerankAnswer(results=results, model=data.model))
-    return await _respond(request, body, data.model, len(documents), answer)
-
-
-def _timeout(request: ApiRequest, milliseconds: int | None) -> float | None:
-    """The client's own deadline in seconds: the field's, else the header's."""
-    text = header(request.scope, b"x-request-timeout-ms")
-    if milliseconds is None and text:
-        if not re.fullmatch(r"[0-9]{1,7}", text) or not 1 <= int(text) <= _MAX_TIMEOUT_MS:
-            raise BadRequest(f"X-Request-Timeout-Ms must be from 1 to {_MAX_TIMEOUT_MS}")
-        milliseconds = int(text)
-    return milliseconds / 1000 if milliseconds else None
-
-
-async def _respond(
-    request: ApiRequest, body: bytes, model: str, texts: int, answer: Embeddings | Ranking
-) -> ASGIResponse:
-    event(request.scope).update(
-        model=model, texts=texts, tokens=answer.tokens, truncated=answer.truncated
-    )
-    headers = {"X-Model-Fingerprint": answer.fingerprint}
-    if answer.truncated:
-        headers["X-Truncated-Inputs"] = str(answer.truncated)
-    if parts(request).settings.compress:
-        body, more = await compressed(body, request.headers.get("accept-encoding", ""))
-        headers |= more
-    return ASGIResponse(body=body, media_type="application/json", headers=headers)
+    return await respond(request, body, data.model, len(documents), answer)
 
 
 @get("/api/embedders", sync_to_thread=False)

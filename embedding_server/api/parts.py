@@ -15,7 +15,7 @@ from embedding_server.settings import Settings
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of one application.
 
-    `started` is `time.monotonic()` at creation.
+    `started` is `time.monotonic()` at creation, `created` the same moment in unix seconds.
     """
 
     settings: Settings
@@ -24,6 +24,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     engine: Engine
     readiness: Readiness
     started: float
+    created: int
 
 
 def parts(request: Request[Any, Any, Any]) -> Parts:

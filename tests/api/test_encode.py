@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from embedding_server.api import encode
-from embedding_server.api.encode import base64_rows, json_object, json_rows
+from embedding_server.api.encode import base64_row, base64_rows, json_items, json_object, json_rows
 
 ROWS = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
 
@@ -19,9 +19,19 @@ async def test_json_rows(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     assert np.array_equal(np.array(json.loads(await json_rows(ROWS)), np.float32), ROWS)
 
 
+@pytest.mark.parametrize("at_once", [1, 12, 1_000_000])
+async def test_json_items(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """Written in parts or at once, every row has its index and every float32 survives."""
+    monkeypatch.setattr(encode, "_FLOATS_AT_ONCE", at_once)
+    items = json.loads(await json_items(ROWS, lambda index, row: {"at": index, "row": row}))
+    assert [one["at"] for one in items] == list(range(len(ROWS)))
+    assert np.array_equal(np.array([one["row"] for one in items], np.float32), ROWS)
+
+
 async def test_empty_rows() -> None:
     """No rows are an empty array."""
     assert await json_rows(ROWS[:0]) == b"[]"
+    assert await json_items(ROWS[:0], lambda index, row: {"at": index, "row": row}) == b"[]"
     assert base64_rows(ROWS[:0]) == b"[]"
 
 
@@ -34,6 +44,7 @@ def test_base64_rows() -> None:
     """base64 rows decode to the same float32."""
     decoded = [np.frombuffer(base64.b64decode(row), "<f4") for row in json.loads(base64_rows(ROWS))]
     assert np.array_equal(np.stack(decoded), ROWS)
+    assert json.loads(base64_rows(ROWS)) == [base64_row(row) for row in ROWS]
 
 
 def test_json_object() -> None:
