@@ -29,7 +29,7 @@ class Limit(msgspec.Struct, frozen=True):
 def sweep(session: Session, texts: Sequence[Ids], cores: int) -> list[Limit]:
     """Every budget, with one batch per core at once and with one batch on all cores."""
     return [
-        _measure(session, texts, budget, slots, cores // slots)
+        measure(session, texts, budget, slots, cores // slots)
         for slots in sorted({1, cores})
         for budget in BUDGETS
     ]
@@ -49,9 +49,8 @@ def batches(texts: Sequence[Ids], budget: int) -> Iterator[list[Ids]]:
         yield batch
 
 
-def _measure(
-    session: Session, texts: Sequence[Ids], budget: int, slots: int, threads: int
-) -> Limit:
+def measure(session: Session, texts: Sequence[Ids], budget: int, slots: int, threads: int) -> Limit:
+    """One pass over the texts."""
     plan = list(batches(texts, budget))[::-1]  # the longest first: no slot ends much later
     with ThreadPoolExecutor(slots) as pool:
         started = time.perf_counter()

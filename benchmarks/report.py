@@ -7,21 +7,28 @@ from matplotlib.figure import Figure
 
 from benchmarks.latency import Latency
 from benchmarks.limit import Limit
+from benchmarks.variants import Trade
 
 _RESULTS = Path(__file__).with_name("results.json")
 
 
-class Row(msgspec.Struct, frozen=True):
-    """One load on our server; `of_ceiling` where the schedule alone was simulated."""
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One load on our server.
+
+    `of_best_limit` is the share of the best point of both sweeps, `of_limit_beside` of what the
+    session did just before and after each round; `of_ceiling` is the latter's share of what the
+    schedule alone was simulated to reach.
+    """
 
     name: str
     tokens_per_second: float
     texts_per_second: float
-    of_limit: float
+    of_best_limit: float
+    of_limit_beside: float
     of_ceiling: float | None
 
 
-class Report(msgspec.Struct, frozen=True):
+class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Everything one run measured, on one machine."""
 
     machine: str
@@ -33,11 +40,14 @@ class Report(msgspec.Struct, frozen=True):
     """Texts in flight -> the schedule's simulated share of the limit."""
     peers: dict[str, float | None]
     latency: Latency
+    start_seconds: float
     planning_ms: float
-    speedups: dict[str, float]
-    """Batches -> how many times as fast our graph is as a padded one."""
+    speedups: dict[str, dict[str, float]]
+    """Other graph -> batch -> how many times as fast ours is."""
     neighbours: float
     """Largest difference that a text's neighbours make to its vector of length 1."""
+    variants: dict[str, float]
+    trades: list[Trade]
 
     @property
     def limit(self) -> Limit:
@@ -53,20 +63,31 @@ def show(report: Report) -> None:
         name = f"{one.slots} x {one.threads} threads, {one.budget} tokens"
         print(f"{name:30} {one.tokens_per_second:9.0f} {two.tokens_per_second:9.0f}")
     limit = report.limit
-    print(f"\n{'':30} {'tokens/s':>9} {'texts/s':>8} {'of limit':>9} {'of ceiling':>11}")
-    print(f"{'the limit':30} {limit.tokens_per_second:9.0f} {limit.texts_per_second:8.0f}")
+    names = ("tokens/s", "texts/s", "of best", "beside", "of ceiling")
+    heads = "".join(f"{name:>12}" for name in names)
+    print(f"\n{'':30}{heads}")
+    print(f"{'the limit':30}{limit.tokens_per_second:12.0f}{limit.texts_per_second:12.0f}")
     for row in report.rows:
-        share = "" if row.of_ceiling is None else f"{row.of_ceiling:11.2f}"
-        numbers = f"{row.tokens_per_second:9.0f} {row.texts_per_second:8.0f} {row.of_limit:9.2f}"
-        print(f"{row.name:30} {numbers} {share}")
+        shares = (row.of_best_limit, row.of_limit_beside, row.of_ceiling)
+        cells = "".join(f"{'' if share is None else format(share, '.2f'):>12}" for share in shares)
+        print(f"{row.name:30}{row.tokens_per_second:12.0f}{row.texts_per_second:12.0f}{cells}")
     for name, speed in report.peers.items():
-        print(f"{name:30} {'':9} " + ("  absent" if speed is None else f"{speed:8.0f}"))
+        print(f"{name:30}{'':12}" + (f"{'absent':>12}" if speed is None else f"{speed:12.0f}"))
     print("\nthe schedule's ceiling, texts in flight -> share of the limit")
     print("  ".join(f"{count}: {share:.3f}" for count, share in report.ceilings.items()))
     print(f"planning one batch of 20,000 pending texts: {report.planning_ms:.2f} ms")
-    print("\nour packed graph against a padded one, one thread")
-    for name, factor in report.speedups.items():
+    for other, factors in report.speedups.items():
+        print(f"\nour packed graph against {other}, one thread")
+        for name, factor in factors.items():
+            print(f"{name:30} {factor:9.2f} x")
+    print()
+    for name, factor in report.variants.items():
         print(f"{name:30} {factor:9.2f} x")
+    print("\nint8: layers in fp32, times as fast, least cosine, difference by neighbours")
+    for trade in report.trades:
+        print(f"{trade.fp32_share:9.3f} {trade.speed:9.2f} {trade.least_cosine:9.4f}", end=" ")
+        print(f"{trade.neighbours:9.1e}")
+    print(f"\nsecond start to ready: {report.start_seconds:.2f} s")
     print(f"\nlargest difference a text's neighbours make: {report.neighbours:.1e}")
     print("\nmilliseconds, one short text")
     for name, value in msgspec.structs.asdict(report.latency).items():

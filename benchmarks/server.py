@@ -6,57 +6,92 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
+import msgspec
+
+
+class Server(msgspec.Struct, frozen=True):
+    """A running server; `start_seconds` from process start to ready."""
+
+    url: str
+    pid: int
+    start_seconds: float
+
+    @property
+    def resident_mb(self) -> float:
+        """Resident memory, MiB."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert found
+        return int(found[1]) / 1024
+
+    @property
+    def texts(self) -> float:
+        """Texts embedded so far."""
+        return sum(map(float, _samples(self.url, r"inference_embed_items_total\{.*\}")))
 
 
 @contextlib.contextmanager
-def demo_server() -> Iterator[str]:
-    """`serve --demo` on a free port; yields its address once it is ready."""
+def demo_server(*flags: str) -> Iterator["Server"]:
+    """`serve --demo` on a free port; yields it once it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "embedding_server", "serve", "--demo"]
-    command += ["--hostname", "127.0.0.1", "--port", str(port), "--drain-grace-ms", "0"]
+    command += ["--hostname", "127.0.0.1", "--port", str(port), "--drain-grace-ms", "0", *flags]
+    started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         _wait(url, process)
-        yield url
+        yield Server(url, process.pid, time.monotonic() - started)
     finally:
         process.terminate()
         process.wait(30)
 
 
 def _wait(url: str, process: "subprocess.Popen[bytes]") -> None:
-    for _ in range(600):
+    for _ in range(3000):
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{url}/health/ready").is_success:
                 return
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with status {process.returncode}")
-        time.sleep(0.1)
+        time.sleep(0.02)
     raise RuntimeError("the server was not ready within 60 s")
 
 
 def tokens_served(url: str) -> float:
     """Real tokens the server has run so far."""
-    text = httpx.get(f"{url}/metrics").text
-    return sum(map(float, re.findall(r"^inference_tokens_total\{.*\} (\S+)$", text, re.MULTILINE)))
+    return sum(map(float, _samples(url, r"inference_tokens_total\{.*\}")))
 
 
-@contextlib.contextmanager
-def mean_run_seconds(url: str) -> Iterator[list[float]]:
-    """A list that holds the mean length of the model runs in the block, once it has ended."""
-    result: list[float] = []
-    before = _runs(url)
-    yield result
-    seconds, count = (after - start for after, start in zip(_runs(url), before, strict=True))
-    result.append(seconds / count)
+def median_run_seconds(url: str, work: Callable[[], object]) -> float:
+    """The median length of the model runs during `work`, interpolated between buckets."""
+    before = _run_buckets(url)
+    work()
+    counts = {edge: count - before.get(edge, 0.0) for edge, count in _run_buckets(url).items()}
+    half, lower, below = max(counts.values()) / 2, 0.0, 0.0
+    for edge, count in sorted(counts.items()):
+        if count >= half:
+            return lower + (edge - lower) * (half - below) / (count - below)
+        lower, below = edge, count
+    raise RuntimeError("no model run was seen")
 
 
-def _runs(url: str) -> tuple[float, float]:
-    text = httpx.get(f"{url}/metrics").text
-    found = dict(re.findall(r"^inference_run_seconds_(sum|count)\{.*\} (\S+)$", text, re.MULTILINE))
-    return float(found["sum"]), float(found["count"])
+def _run_buckets(url: str) -> dict[float, float]:
+    found = re.findall(
+        r'^inference_run_seconds_bucket\{.*le="([^"]+)".*\} (\S+)$', _metrics(url), re.MULTILINE
+    )
+    return {float(edge): float(count) for edge, count in found}
+
+
+def _samples(url: str, pattern: str) -> list[str]:
+    return re.findall(rf"^{pattern} (\S+)$", _metrics(url), re.MULTILINE)
+
+
+def _metrics(url: str) -> str:
+    return httpx.get(f"{url}/metrics").text

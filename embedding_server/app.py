@@ -17,7 +17,7 @@ from embedding_server.api.errors import renderer
 from embedding_server.api.middleware import RequestLog
 from embedding_server.api.parts import Parts
 from embedding_server.catalog import Catalog, open_catalog
-from embedding_server.core import ModelSpec, Precision
+from embedding_server.core import ModelSpec
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.cores import usable_cores
 from embedding_server.serving.admission import AdmissionQueue
@@ -79,7 +79,7 @@ def create_app(settings: Settings) -> App:
     )
     registry = Registry(
         catalog.models.values(),
-        Loader(device, run_plan(settings), tokenizing, metrics),
+        Loader(device, RunPlan.of(settings), tokenizing, metrics),
         settings.queue_timeout_ms / 1000,
         settings.max_queue_depth,
         metrics,
@@ -119,17 +119,6 @@ def create_app(settings: Settings) -> App:
         device.stop()
 
     return App(RequestLog(_litestar(parts, lifespan), queue, metrics), parts)
-
-
-def run_plan(settings: Settings) -> RunPlan:
-    """How models are to run."""
-    return RunPlan(
-        cache=settings.cache_dir,
-        precision=Precision.FP32 if settings.precision == "auto" else Precision(settings.precision),
-        reproducible=settings.reproducible,
-        threads_per_run=settings.threads_per_run,
-        warmup=settings.warmup_ms / 1000,
-    )
 
 
 def _litestar(parts: Parts, lifespan: Lifespan) -> Litestar:

@@ -7,12 +7,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from embedding_server import __version__
 from embedding_server.errors import StartupError
 from embedding_server.runtime.cores import usable_cores
 from embedding_server.server import run
-from embedding_server.settings import add_flags, load, unknown, with_dotenv
+from embedding_server.settings import Settings, add_flags, load, unknown, with_dotenv
+from embedding_server.tune import tune
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add_flags(verbs.add_parser("serve", help="serve HTTP until a signal ends it"))
+    bench = verbs.add_parser("bench", help="measure on this machine")
+    benches = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
+    tuning = benches.add_parser("tune", help="how models run best; `serve` uses what it finds")
+    tuning.add_argument("--seconds", type=float, default=2.0, help="per point [2]")
+    add_flags(tuning)
     flags = vars(parser.parse_args(argv))
     try:
         return _VERBS[flags.pop("verb")](flags)
@@ -30,14 +37,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(flags: dict[str, str | None]) -> int:
+    run(_settings(flags))
+    return 0
+
+
+def _bench(flags: dict[str, Any]) -> int:
+    tune(_settings(flags), flags["seconds"])
+    return 0
+
+
+def _settings(flags: dict[str, str | None]) -> Settings:
     environ = with_dotenv(os.environ)
     settings = load(environ, flags)
     for line in unknown(environ):
         print(f"embedding-server: {line}", file=sys.stderr)
     # The tokenizers' own thread pool is sized when it is first used.
     os.environ.setdefault("RAYON_NUM_THREADS", str(settings.threads or usable_cores()))
-    run(settings)
-    return 0
+    return settings
 
 
-_VERBS = {"serve": _serve}
+_VERBS = {"serve": _serve, "bench": _bench}

@@ -73,7 +73,7 @@ def convert(
     config = _read_config(directory / "config.json")
     recipe = f"{VERSION} {digest} {pooling} {json.dumps(config, sort_keys=True)}"
     if int8:
-        recipe += f" int8 {int8.limit}"
+        recipe += f" int8 {int8.limit} {int8.fp32_share}"
     try:
         target = cache.expanduser() / "graphs" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
         if not (target / MODEL_FILE).exists():
@@ -92,7 +92,7 @@ def _quantized(weights_file: Path, config: dict[str, Any], pooling: Pooling, int
         _build(weights_file, config, pooling, watched, Path(scratch))
         samples = int8.sample(Path(scratch, MODEL_FILE), list(watched.groups))
     with _open_weights(weights_file) as weights:
-        return in_int8(choose(weights, watched.groups, samples, int8.limit), int8.limit)
+        return in_int8(choose(weights, watched.groups, int8, samples), int8.limit)
 
 
 def _build(

@@ -25,25 +25,25 @@ _STRENGTHS = (0.5, 0.6, 0.7)
 """Stronger smoothing fits the samples better and unusual texts worse."""
 _MARGIN = 1.2
 """Room above the sampled range, for the same reason."""
-_FP32_SHARE = 1 / 12
-"""The layers with the largest error stay in fp32."""
 
 
 class Int8(msgspec.Struct, frozen=True):
     """What `convert` needs for an 8-bit graph.
 
-    `sample` runs a graph and gives rows of the named outputs; `limit` is the largest weight.
+    `sample` runs a graph and gives rows of the named outputs; `limit` is the largest weight;
+    `fp32_share` of the linear layers, those with the largest error, stay in fp32.
     """
 
     sample: Callable[[Path, Sequence[str]], Samples]
     limit: int
+    fp32_share: float = 1 / 12
 
 
 def choose(
-    weights: Weights, groups: Mapping[str, Sequence[str]], samples: Samples, limit: int
+    weights: Weights, groups: Mapping[str, Sequence[str]], int8: Int8, samples: Samples
 ) -> dict[str, InputScale]:
     """Scales of the groups' inputs, without those of the layers that suffer most."""
-    best = {}
+    best, limit = {}, int8.limit
     for name, names in groups.items():
         weight = np.concatenate([weights(f"{one}.weight").T for one in names], axis=1)
         candidates = [_scale(samples[name], weight, strength) for strength in _STRENGTHS]
@@ -51,7 +51,7 @@ def choose(
         at = int(np.argmin(errors))
         best[name] = (errors[at], candidates[at])
     kept = sorted(best, key=lambda name: best[name][0])
-    kept = kept[: len(kept) - math.ceil(_FP32_SHARE * len(kept))]
+    kept = kept[: len(kept) - math.ceil(int8.fp32_share * len(kept))]
     return {name: best[name][1] for name in kept}
 
 

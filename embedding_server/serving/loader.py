@@ -33,6 +33,7 @@ from embedding_server.serving.model import Model
 from embedding_server.serving.profile import Profile, Quality, device_name
 from embedding_server.serving.texts import CALIBRATION, JUDGEMENT
 from embedding_server.serving.tuning import batch, best_threads
+from embedding_server.settings import Settings
 
 _CHECK_TEXTS = ("", "a", "The model answers before anybody asks.")
 _CHECK_TOLERANCE = 1e-4
@@ -61,6 +62,18 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     reproducible: bool = False
     threads_per_run: int = 0
     warmup: float = 0.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> "RunPlan":
+        """As the settings say."""
+        auto = settings.precision == "auto"
+        return cls(
+            cache=settings.cache_dir,
+            precision=Precision.FP32 if auto else Precision(settings.precision),
+            reproducible=settings.reproducible,
+            threads_per_run=settings.threads_per_run,
+            warmup=settings.warmup_ms / 1000,
+        )
 
 
 class Loader:

@@ -1,0 +1,98 @@
+"""Our server under load, beside the limit: shares of what the bare session does at that moment.
+
+A shared machine changes its speed within seconds. So every load runs between two measurements of
+the limit, several times over, and its share is the median of these rounds.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
+from threading import Thread
+
+from benchmarks.load import bodies, drive
+from benchmarks.server import tokens_served
+
+ROUNDS, SECONDS, WARM_UP_SECONDS = 3, 6.0, 2.0
+_CLIENT = "openai client, 32 x 4 threads"
+_SHAPES = {
+    "1 text x 1 connection": (1, 1),
+    "1 text x 32 connections": (1, 32),
+    "1 text x 64 connections": (1, 64),
+    "32 texts x 4 connections": (32, 4),
+    "128 texts x 2 connections": (128, 2),
+}
+
+Load = Callable[[float], float]
+"""Seconds to last -> seconds it took."""
+
+
+def loads(url: str, model: str, texts: Sequence[str]) -> dict[str, Load]:
+    """The loads of the benchmark; the client of OpenAI's where it is installed."""
+    found: dict[str, Load] = {
+        name: partial(drive, f"{url}/api/embed", bodies(model, texts, per_request), connections)
+        for name, (per_request, connections) in _SHAPES.items()
+    }
+    if find_spec("openai"):
+        found[_CLIENT] = partial(_openai, url, model, texts)
+    return found
+
+
+def in_flight(name: str) -> int:
+    """How many texts a load keeps in flight."""
+    per_request, connections = _SHAPES.get(name, (32, 4))
+    return per_request * connections
+
+
+def shares(
+    url: str, loads: Mapping[str, Load], limit: Callable[[], float]
+) -> dict[str, tuple[float, float]]:
+    """Load -> the medians of its tokens per second, and of its share of the limit around it."""
+    for load in loads.values():
+        load(WARM_UP_SECONDS)
+    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in loads}
+    before = limit()
+    for _ in range(ROUNDS):
+        for name, load in loads.items():
+            speed = tokens_per_second(url, load)
+            after = limit()
+            speeds[name].append((speed, 2 * speed / (before + after)))
+            before = after
+    return {
+        name: (
+            statistics.median(speed for speed, _ in found),
+            statistics.median(share for _, share in found),
+        )
+        for name, found in speeds.items()
+    }
+
+
+def tokens_per_second(url: str, load: Load, seconds: float = SECONDS) -> float:
+    """Real tokens per second under a load."""
+    start = tokens_served(url)
+    elapsed = load(seconds)
+    return (tokens_served(url) - start) / elapsed
+
+
+def _openai(url: str, model: str, texts: Sequence[str], seconds: float) -> float:
+    """The client as people use it: base64, its default headers, four threads."""
+    import time  # noqa: PLC0415 - beside the next one
+
+    from openai import OpenAI  # noqa: PLC0415 - may be absent, takes a second
+
+    groups = [list(texts[at : at + 32]) for at in range(0, len(texts), 32)]
+    started = time.perf_counter()
+
+    def work(number: int) -> None:
+        client = OpenAI(base_url=f"{url}/v1", api_key="none")
+        at = number
+        while time.perf_counter() - started < seconds:
+            client.embeddings.create(model=model, input=groups[at % len(groups)])
+            at += 4
+
+    threads = [Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - started
