@@ -47,7 +47,17 @@ def _wrk(url: str, requests: Sequence[str], connections: int, seconds: float) ->
         lines, script = Path(scratch, "bodies"), Path(scratch, "load.lua")
         lines.write_text("\n".join(requests) + "\n")
         script.write_text(_LUA % lines)
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "-s", str(script), url]
+        command = [
+            "wrk",
+            "-t1",
+            "--timeout",
+            "60s",
+            f"-c{connections}",
+            f"-d{seconds:.0f}s",
+            "-s",
+            str(script),
+            url,
+        ]
         started = time.perf_counter()
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         elapsed = time.perf_counter() - started
