@@ -28,6 +28,7 @@ from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving import profile
 from embedding_server.serving.profile import device_name
 from embedding_server.serving.texts import JUDGEMENT
+from embedding_server.serving.tuning import Way
 
 _LIMIT_TEXTS = 500
 """A pass over so many is one measurement of the limit."""
@@ -60,7 +61,7 @@ def main() -> None:
     mean = statistics.mean(map(len, ids))
     ideal = modelled_limit(ids, cost, cores, BUDGETS)
     ceilings = {
-        count: ceiling(ids, cost, count, cores, cost.batch_tokens) / ideal for count in _IN_FLIGHT
+        count: ceiling(ids, cost, count, cores, Way().batch_tokens) / ideal for count in _IN_FLIGHT
     }
 
     def row(name: str, speed: float, share: float) -> Row:
@@ -85,7 +86,10 @@ def main() -> None:
         peers=peers(spec, texts, cores),
         latency=waits,
         start_seconds=server.start_seconds,
-        planning_ms=planning_seconds(20_000) * 1000,
+        planning_ms={
+            name: planning_seconds(20_000, padded=padded) * 1000
+            for name, padded in (("packed", False), ("padded", True))
+        },
         speedups=speedups(session, spec.directory),
         neighbours=largest_difference(session, ids),
         variants={

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from embedding_server.core import Ids
+from embedding_server.core import Ids, normalized
 from embedding_server.runtime.session import Session
-from embedding_server.serving.engine import normalized
 
 _TEXTS, _ROUNDS, _LARGEST = 64, 20, 16
 

@@ -20,7 +20,7 @@ from embedding_server.serving.schedule import Entry, Lane, Schedule
 class Model:
     """A model as the schedule knows it."""
 
-    threads = 1
+    threads, batch_tokens = 1, 256
 
     def __init__(self, cost: Cost) -> None:
         self.cost = cost
@@ -59,11 +59,11 @@ def modelled_limit(texts: Sequence[Ids], cost: Cost, slots: int, budgets: Sequen
     return max(tokens / seconds(budget) for budget in budgets)
 
 
-def planning_seconds(pending: int) -> float:
-    """Mean time to plan one batch of a padded graph, so many texts of 4 to 512 tokens pending."""
+def planning_seconds(pending: int, *, padded: bool) -> float:
+    """Mean time to plan one batch while so many texts of 4 to 512 tokens are pending."""
     schedule: Schedule[Model] = Schedule(512)
     lengths = np.clip(np.random.default_rng(0).lognormal(3.3, 0.9, pending), 4, 512).astype(int)
-    model, texts = Model(Cost(padded=True)), [np.zeros(length, np.int64) for length in lengths]
+    model, texts = Model(Cost(padded=padded)), [np.zeros(length, np.int64) for length in lengths]
     schedule.add(model, Lane.BULK, None, texts)
     rounds = 200
     started = time.perf_counter()

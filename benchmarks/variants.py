@@ -13,15 +13,13 @@ from benchmarks.graphs import relative_speed
 from benchmarks.load import bodies, drive
 from benchmarks.loads import ROUNDS, Load, tokens_per_second
 from benchmarks.server import demo_server
-from embedding_server.convert import Int8, convert
-from embedding_server.core import Ids, ModelSpec, Precision
-from embedding_server.runtime.session import PackedSession, Session, activations
+from embedding_server.convert import convert
+from embedding_server.core import Ids, ModelSpec, Precision, normalized
+from embedding_server.runtime.session import PackedSession, Session
 from embedding_server.runtime.tokenizer import Tokenizer
-from embedding_server.serving.engine import normalized
-from embedding_server.serving.texts import CALIBRATION
+from embedding_server.serving.source import int8_graphs
 
 _SECONDS = 5.0
-_ROWS_PER_TEXT = 12
 _SHARES = (0.0, 1 / 24, 1 / 12, 1 / 8, 1 / 4)
 _COPIES = ("one", "two", "three")
 
@@ -66,12 +64,10 @@ def trades(
     """The frontier of 8 bits, judged on `goldens`, which nothing is calibrated with."""
     exact = normalized(np.concatenate([session.run([ids]) for ids in goldens]))
     tokenizer = Tokenizer(spec.directory / "tokenizer.json", spec.max_tokens)
-    calibration = [encoding.ids for encoding in tokenizer.encode(CALIBRATION)]
-    sample = partial(activations, texts=calibration, rows=_ROWS_PER_TEXT)
     found = []
     for share in _SHARES:
         with tempfile.TemporaryDirectory() as scratch:
-            int8 = Int8(sample, 127, share)
+            int8 = int8_graphs(tokenizer, share)
             graph = convert(spec.directory, spec.pooling, Path(scratch), int8=int8)
             small = PackedSession(graph, 1, precision=Precision.INT8)
             alone = normalized(np.concatenate([small.run([ids]) for ids in goldens]))

@@ -23,9 +23,10 @@ from embedding_server.runtime.cores import usable_cores
 from embedding_server.serving.admission import AdmissionQueue
 from embedding_server.serving.device import Device
 from embedding_server.serving.engine import Engine
-from embedding_server.serving.loader import Loader, RunPlan
+from embedding_server.serving.loader import Loader
 from embedding_server.serving.readiness import Readiness
 from embedding_server.serving.registry import Registry
+from embedding_server.serving.source import RunPlan
 from embedding_server.settings import Settings
 
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]

@@ -14,6 +14,16 @@ Rows = NDArray[np.float32]
 """One vector per text, shape (texts, dimensions)."""
 
 
+_TINY = np.finfo(np.float32).tiny
+
+
+def normalized(rows: Rows) -> Rows:
+    """Rows of length 1; a row of zeros stays as it is."""
+    squares = np.vecdot(rows, rows)[:, None]
+    scaled: Rows = rows / np.sqrt(np.maximum(squares, _TINY))
+    return scaled
+
+
 class Task(StrEnum):
     """What a client may ask of a model."""
 

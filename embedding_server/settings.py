@@ -116,7 +116,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool, _field("every text runs alone: no bit of its vector depends on other texts")
     ] = False
     warmup_ms: Annotated[
-        int, _ms("longest measurement of a model's costs at its first load; 0 = none")
+        int, _ms("measuring how a model runs best, at its first load; 0 = not at all")
     ] = 3000
     threads: Annotated[
         int, _field("threads that run models; 0 = as many as cores we may use", le=1024)

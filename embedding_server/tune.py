@@ -1,18 +1,22 @@
 """`embedding-server bench tune`: the long measurement of how models run best on this machine."""
 
+import sys
+from functools import partial
+
 from tqdm import tqdm
 
 from embedding_server.catalog import open_catalog
 from embedding_server.convert import ConvertError
-from embedding_server.core import ModelSpec
+from embedding_server.core import ModelSpec, Precision
 from embedding_server.errors import StartupError
 from embedding_server.runtime.cores import usable_cores
 from embedding_server.runtime.session import SessionError, Threads
 from embedding_server.runtime.tokenizer import TokenizerError
+from embedding_server.server import SWITCH_SECONDS
 from embedding_server.serving import profile as profiles
-from embedding_server.serving.loader import RunPlan, Source
 from embedding_server.serving.profile import Profile
-from embedding_server.serving.tuning import Point, choose, frontier, steps, sweep
+from embedding_server.serving.source import RunPlan, Source
+from embedding_server.serving.tuning import all_ways, frontier, sweep
 from embedding_server.settings import Settings
 
 _COST_SECONDS = 10.0
@@ -28,6 +32,7 @@ def tune(settings: Settings, seconds: float) -> None:
     Raises:
         StartupError: a model is unknown or cannot be loaded.
     """
+    sys.setswitchinterval(SWITCH_SECONDS)  # as in `serve`
     for spec in open_catalog(settings).models.values():
         try:
             _tune(spec, settings, seconds)
@@ -36,33 +41,21 @@ def tune(settings: Settings, seconds: float) -> None:
 
 
 def _tune(spec: ModelSpec, settings: Settings, seconds: float) -> None:
-    cores = settings.threads or usable_cores()
-    source = Source(spec, RunPlan.of(settings), cores)
-    points = list(
-        tqdm(
-            sweep(source.open, cores, spec.max_tokens, seconds),
-            desc=spec.id,
-            total=steps(cores),
-            unit="point",
-        )
-    )
-    speeds: dict[Threads, float] = {}
-    for point in points:
-        speeds[point.threads] = max(speeds.get(point.threads, 0.0), point.tokens_per_second)
-    _show(points)
-    session = source.open(choose(speeds))
-    measured = source.profile(session)
-    cost = profiles.measure(session, spec.max_tokens, _COST_SECONDS)
-    path = source.profile_path(session)
-    profiles.store(Profile(cost, session.threads, measured.quality), path)
-    print(f"kept for `serve`: {_describe(session.threads)}; in {path}")
-
-
-def _show(points: list[Point]) -> None:
+    cores, plan = settings.threads or usable_cores(), RunPlan.of(settings)
+    source = Source(spec, plan, cores)
+    tried = all_ways(cores, source.fixed_threads)
+    points = sweep(partial(source.open, wide=False), tried, cores, spec.max_tokens, seconds)
+    measured = list(tqdm(points, desc=spec.id, total=len(tried), unit="point"))
     print(f"{'':32} {'batch':>7} {'tokens/s':>9} {'ms/batch':>9}")
-    for point in frontier(points):
+    for point in frontier(measured):
         numbers = f"{point.tokens_per_second:9.0f} {point.run_seconds * 1000:9.1f}"
-        print(f"{_describe(point.threads):32} {point.batch_tokens:7} {numbers}")
+        print(f"{_describe(point.way.threads):32} {point.way.batch_tokens:7} {numbers}")
+    way = max(measured, key=lambda point: point.tokens_per_second).way
+    cost = profiles.measure(source.open(way.threads, wide=False), spec.max_tokens, _COST_SECONDS)
+    quality = None if plan.precision is Precision.FP32 else source.quality()
+    profiles.store(Profile(cost, way, quality), source.profile_path)
+    kept = f"{_describe(way.threads)}, {way.batch_tokens} tokens per batch"
+    print(f"kept for `serve`: {kept}; in {source.profile_path}")
 
 
 def _describe(threads: Threads) -> str:

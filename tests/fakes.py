@@ -21,6 +21,7 @@ class FakeSession:
     provider = "FakeExecutionProvider"
     precision = Precision.FP32
     padded = False
+    has_wide = True
 
     def __init__(
         self,

@@ -7,12 +7,11 @@ import pytest
 
 from embedding_server.catalog.demo import demo_model
 from embedding_server.convert import convert
-from embedding_server.core import Ids, ModelSpec, Pooling, Precision, Rows
+from embedding_server.core import Ids, ModelSpec, Pooling, Precision, Rows, normalized
 from embedding_server.runtime.cores import sums_bytes_exactly
 from embedding_server.runtime.session import PackedSession, Threads
 from embedding_server.runtime.tokenizer import Tokenizer
-from embedding_server.serving.engine import normalized
-from embedding_server.serving.loader import RunPlan, Source
+from embedding_server.serving.source import RunPlan, Source
 
 GOLDENS = Path(__file__).parent / "goldens" / "minilm.npz"
 

@@ -115,7 +115,7 @@ class BodyReader:
         _require_json(header(scope, b"content-type"))
         body = None
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout) as limit:
                 with self._budget.account() as charge:
                     declared = int(header(scope, b"content-length", "0"))
                     body = await self._read(receive, charge, declared)
@@ -126,7 +126,7 @@ class BodyReader:
                     if encoding != "identity":
                         body = decompress(body, encoding, self._max_bytes)
                         charge(len(body))
-                    await self._handle(body, scope, receive, send)
+                    await self._handle(body, limit, scope, receive, send)
         except TimeoutError as exc:
             late = "its body did not arrive" if body is None else "it was not done"
             raise self._queue.refusal(
@@ -151,7 +151,9 @@ class BodyReader:
             more = message["more_body"]
         return b"".join(parts)
 
-    async def _handle(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _handle(
+        self, body: bytes, limit: asyncio.Timeout, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         handler = asyncio.current_task()
         assert handler is not None
         left = False
@@ -178,7 +180,8 @@ class BodyReader:
             if left:
                 handler.uncancel()
                 self._metrics.cancelled.inc()
-            elif self._queue.draining:  # the server's time to finish accepted work is over
+            elif self._queue.draining and not limit.expired():
+                # The server's time to finish accepted work is over.
                 handler.uncancel()
                 raise self._queue.refusal("draining", "the server is shutting down") from None
             else:

@@ -83,7 +83,8 @@ def renderer(
 
     def render(request: Request[Any, Any, Any], error: Exception) -> Response[msgspec.Struct]:
         path = request.scope["path"] + "/"
-        shape = next(shape for prefix, shape in longest_first if path.startswith(prefix + "/"))
+        fitting = (shape for prefix, shape in longest_first if path.startswith(prefix + "/"))
+        shape = next(fitting, native_error)  # the path of `OPTIONS *` has no slash
         return _respond(request, error, shape)
 
     return render

@@ -10,7 +10,7 @@ from litestar.response.base import ASGIResponse
 from msgspec import UNSET, Meta, UnsetType
 
 from embedding_server.api.body import ApiRequest
-from embedding_server.api.encode import base64_rows, json_object, json_rows
+from embedding_server.api.encode import base64_row, json_items, json_object, json_rows
 from embedding_server.api.errors import ERRORS
 from embedding_server.api.inference import Dimensions, Model, Timeout, deadline, respond
 from embedding_server.api.middleware import INFERENCE
@@ -166,7 +166,7 @@ async def _embed(request: ApiRequest, data: _EmbedOptions, texts: list[str]) -> 
         data.model, texts, data.options(deadline(request, data.timeout_ms))
     )
     encoded = (
-        base64_rows(answer.rows)
+        await json_items(answer.rows, lambda _, row: base64_row(row))
         if data.encoding_format == "base64"
         else await json_rows(answer.rows)
     )

@@ -73,22 +73,26 @@ def convert(
     config = _read_config(directory / "config.json")
     recipe = f"{VERSION} {digest} {pooling} {json.dumps(config, sort_keys=True)}"
     if int8:
-        recipe += f" int8 {int8.limit} {int8.fp32_share}"
+        recipe += f" int8 {int8.key} {int8.limit} {int8.fp32_share}"
     try:
         target = cache.expanduser() / "graphs" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
         if not (target / MODEL_FILE).exists():
             with _published(target) as scratch:
-                linear = _quantized(weights_file, config, pooling, int8) if int8 else in_fp32
+                linear: Linear = in_fp32
+                if int8:
+                    linear = _quantized(weights_file, config, pooling, int8, scratch)
                 _build(weights_file, config, pooling, linear, scratch)
     except (OSError, RuntimeError) as exc:
         raise ConvertError(f"the cache {cache} cannot be used: {exc}") from exc
     return target / MODEL_FILE
 
 
-def _quantized(weights_file: Path, config: dict[str, Any], pooling: Pooling, int8: Int8) -> Linear:
+def _quantized(
+    weights_file: Path, config: dict[str, Any], pooling: Pooling, int8: Int8, out: Path
+) -> Linear:
     """8-bit linear layers, by what their inputs are in the same model in fp32."""
     watched = Watched()
-    with tempfile.TemporaryDirectory(prefix="sampling-") as scratch:
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
         _build(weights_file, config, pooling, watched, Path(scratch))
         samples = int8.sample(Path(scratch, MODEL_FILE), list(watched.groups))
     with _open_weights(weights_file) as weights:

@@ -30,13 +30,15 @@ _MARGIN = 1.2
 class Int8(msgspec.Struct, frozen=True):
     """What `convert` needs for an 8-bit graph.
 
-    `sample` runs a graph and gives rows of the named outputs; `limit` is the largest weight;
-    `fp32_share` of the linear layers, those with the largest error, stay in fp32.
+    `sample` runs a graph and gives rows of the named outputs, `key` names what decides them;
+    `limit` is the largest weight; `fp32_share` of the linear layers, those with the largest error,
+    stay in fp32.
     """
 
     sample: Callable[[Path, Sequence[str]], Samples]
+    key: str
     limit: int
-    fp32_share: float = 1 / 12
+    fp32_share: float
 
 
 def choose(

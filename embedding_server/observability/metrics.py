@@ -78,9 +78,7 @@ class Metrics:
         )
         self.queue_depth = gauge("queue_depth", "Requests waiting for admission")
         self.admitted_requests = gauge("admitted_requests", "Requests admitted and not done")
-        self.admitted_work = gauge(
-            "admitted_work_seconds", "Admitted work, as seconds of one run slot"
-        )
+        self.admitted_work = gauge("admitted_work_seconds", "Admitted work, as seconds of one core")
         self.rejections = counter("rejections", "Requests refused with 503", "reason")
         self.cancelled = counter(
             "cancelled_requests", "Requests whose client left before the answer"

@@ -20,7 +20,7 @@ def sums_bytes_exactly() -> bool:
     x86 does so with VNNI only; without it, weights of 7 bits keep ONNX Runtime's sums in range.
     """
     words = _words(Path("/proc/cpuinfo"))
-    return "avx2" not in words or not {"avx512_vnni", "avx_vnni"}.isdisjoint(words)
+    return "sse2" not in words or not {"avx512_vnni", "avx_vnni"}.isdisjoint(words)
 
 
 def _quota_v2(cgroups: Path) -> float | None:

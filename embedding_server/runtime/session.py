@@ -19,7 +19,8 @@ from embedding_server.core import Ids, Precision, Rows
 VERSION: str = ort.__version__
 """ONNX Runtime's version: part of what decides a vector's last bits."""
 
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4
+"""Errors are raised, and logged by whoever they reach; a run that was stopped is none."""
 _WIDE_BELOW_BYTES = 512 << 20
 """A wide session is a second copy of the weights; larger models do without."""
 
@@ -53,6 +54,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.options = ort.RunOptions()
+        self.options.log_severity_level = _FATAL_ONLY
 
     def __call__(self) -> None:
         """The run fails with `SessionError` at the graph's next node."""
@@ -78,6 +80,10 @@ class Session(Protocol):
     @property
     def threads(self) -> Threads:
         """How a run uses cores."""
+
+    @property
+    def has_wide(self) -> bool:
+        """Whether a run may be wide."""
 
     @property
     def padded(self) -> bool:
@@ -123,7 +129,8 @@ class PackedSession:
         size = sum(file.stat().st_size for file in path.parent.iterdir())
         if cores > self.threads.per_run and size <= _WIDE_BELOW_BYTES and not reproducible:
             self._wide = _open(path, Threads(cores))
-        self.resident_bytes = size * (1 if self._wide is self._narrow else 2)
+        self.has_wide = self._wide is not self._narrow
+        self.resident_bytes = size * (2 if self.has_wide else 1)
         """Size of the graph and its weights, as often as they are held."""
         self.provider: str = self._narrow.get_providers()[0]
 
@@ -149,7 +156,11 @@ def activations(
     found: Mapping[str, list[NDArray[np.float32]]] = {name: [] for name in outputs}
     for ids in texts:
         kept = random.permutation(len(ids))[:rows]
-        for name, value in zip(outputs, session.run(outputs, _feeds([ids])), strict=True):
+        try:
+            values = session.run(outputs, _feeds([ids]))
+        except Exception as exc:  # ONNX Runtime's exceptions share no base class
+            raise SessionError(str(exc)) from exc
+        for name, value in zip(outputs, values, strict=True):
             found[name].append(value[kept])
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
@@ -169,7 +180,7 @@ def _open(path: Path, threads: Threads) -> ort.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
     if threads.spinning is Spinning.WITHIN:
         options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as exc:  # ONNX Runtime's exceptions share no base class

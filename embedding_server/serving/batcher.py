@@ -13,8 +13,9 @@ import structlog
 from embedding_server.core import Ids, Rows
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.session import Session
-from embedding_server.serving.cost import Cost, Shape
+from embedding_server.serving.cost import Shape
 from embedding_server.serving.device import Device, Run
+from embedding_server.serving.profile import Profile
 from embedding_server.serving.schedule import Entry, Lane
 
 _SMOOTHING = 0.05
@@ -43,7 +44,7 @@ class Batcher:
         session: runs the batches.
         device: whose run slots the model competes for.
         dimensions: width of a row.
-        cost: the first guess.
+        profile: what it costs, at first, and how it is run.
     """
 
     def __init__(
@@ -54,13 +55,15 @@ class Batcher:
         dimensions: int,
         metrics: Metrics,
         *,
-        cost: Cost,
+        profile: Profile,
     ) -> None:
         self.name = name
         self.session = session
         self.dimensions = dimensions
-        self.cost = cost
+        self.cost = profile.cost
         """Learned: every run corrects it."""
+        self.batch_tokens = profile.way.batch_tokens
+        assert self.threads <= device.cores
         self._device = device
         self._metrics = metrics
 
@@ -75,7 +78,8 @@ class Batcher:
     @property
     def batch_seconds(self) -> float:
         """Predicted time of a full batch, seconds of one core."""
-        shape = Shape(tokens=self._device.schedule.budget(self.cost))
+        tokens = self._device.schedule.budget(self)
+        shape = Shape(texts=1, longest=tokens, tokens=tokens)
         return self.cost.seconds(shape) * self.threads
 
     @property

@@ -8,10 +8,6 @@ from typing import NamedTuple
 
 import msgspec
 
-_RUN_SHARE = 0.03
-_BATCH_TOKENS = 256, 1024
-"""Longer batches make everybody behind them wait, and their states leave the cache."""
-
 
 class Shape(NamedTuple):
     """A batch, as far as its cost depends on it; `pairs` are query-key pairs within texts."""
@@ -41,7 +37,7 @@ class Shape(NamedTuple):
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """Seconds of a run on one slot: linear in runs, texts, tokens and query-key pairs.
+    """Seconds of a run: linear in runs, texts, tokens and query-key pairs.
 
     `padded` says that the graph computes every text as long as the batch's longest; graphs of
     `convert` do not. The defaults are a 6-layer, 384-wide model at 9,000 tokens/s.
@@ -61,12 +57,6 @@ class Cost(msgspec.Struct, frozen=True):
     def tokens(self, shape: Shape) -> int:
         """Tokens the run computes, which are what a batch's budget limits."""
         return shape.padded().tokens if self.padded else shape.tokens
-
-    @property
-    def batch_tokens(self) -> int:
-        """The batch that makes the run's own part small, and is not longer than it must be."""
-        wanted = self.run / (_RUN_SHARE * self.token) if self.token else _BATCH_TOKENS[1]
-        return round(min(max(wanted, _BATCH_TOKENS[0]), _BATCH_TOKENS[1]))
 
     def overhead(self, shape: Shape) -> float:
         """Seconds beyond what the texts take by themselves, per token: the run's own, and padding.

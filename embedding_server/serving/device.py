@@ -25,9 +25,9 @@ from embedding_server.serving.schedule import Entry, Schedule
 if TYPE_CHECKING:
     from embedding_server.serving.batcher import Batcher
 
-_WATCHDOG_SECONDS, _WATCH_SECONDS = 60.0, 1.0
-"""A run that takes longer is taken for hung, the longest honest one is a few seconds; and how often
-that is looked at."""
+_WATCHDOG_SECONDS, _WATCHDOG_FACTOR, _WATCH_SECONDS = 60.0, 10.0, 1.0
+"""A run that takes longer, and so many times longer than predicted, is taken for hung; and how
+often that is looked at."""
 
 _STOP_SECONDS = 2.0
 
@@ -48,6 +48,14 @@ class Run:
         self.error: BaseException | None = None
         self.started = 0.0
         self.seconds = 0.0
+
+    @property
+    def hung(self) -> float:
+        """Seconds it has been running, if that is too long; else 0."""
+        seconds = time.monotonic() - self.started
+        predicted = self.batcher.cost.seconds(self.shape)
+        too_long = max(_WATCHDOG_SECONDS, _WATCHDOG_FACTOR * predicted)
+        return seconds if seconds > too_long else 0.0
 
     @property
     def abandoned(self) -> bool:
@@ -83,11 +91,11 @@ class Run:
     def sort(self) -> tuple[list[tuple[Entry, Rows]], list[list[Entry]], list[Entry]]:
         """What came of each entry: rows to deliver, batches to try again, entries that failed.
 
-        A failed batch of several requests is tried again in halves, a text whose row is not
-        finite alone.
+        A failed batch of several requests is tried again in halves, unless it hung; a text whose
+        row is not finite is tried again alone.
         """
         if self.rows is None:
-            if all(entry.job is self.entries[0].job for entry in self.entries):
+            if self.stop.called or all(entry.job is self.entries[0].job for entry in self.entries):
                 return [], [], self.entries
             middle = len(self.entries) // 2
             return [], [self.entries[:middle], self.entries[middle:]], []
@@ -127,8 +135,13 @@ class Device:
         """Why the device does not serve; empty while it does."""
         if not self._threads:
             return "the run slots are stopped"
-        hung = max(map(_seconds, self._running), default=0.0)
-        return f"a model run hangs since {hung:.0f} s" if hung > _WATCHDOG_SECONDS else ""
+        hung = max((run.hung for run in self._running), default=0.0)
+        return f"a model run hangs since {hung:.0f} s" if hung else ""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or waits."""
+        return not self._running and not self.schedule
 
     def start(self) -> None:
         """Start the slots' threads; called on the event loop that serves."""
@@ -156,7 +169,9 @@ class Device:
                 if not run.entries:
                     continue
             elif taken := self.schedule.take(free):
-                run = Run(*taken, wide=free == self.cores > 1 and not self.schedule)
+                batcher, entries = taken
+                lone = free == self.cores and not self.schedule
+                run = Run(batcher, entries, wide=lone and batcher.session.has_wide)
             else:
                 return
             run.started = time.monotonic()
@@ -174,7 +189,7 @@ class Device:
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             for run in self._running:
-                if _seconds(run) > _WATCHDOG_SECONDS and not run.stop.called:
+                if run.hung and not run.stop.called:
                     log.error("run.hung", model=run.batcher.name, texts=len(run.entries))
                     run.stop()
 
@@ -212,8 +227,3 @@ class Device:
         self._metrics.slot_restarts.inc()
         self._threads.remove(thread)
         self._threads.append(self._start_thread(asyncio.get_running_loop()))
-
-
-def _seconds(run: Run) -> float:
-    """How long it has been running."""
-    return time.monotonic() - run.started

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from embedding_server.catalog import Catalog
-from embedding_server.core import Embeddings, ModelSpec, Ranking, Rows, Task
+from embedding_server.core import Embeddings, ModelSpec, Ranking, Task, normalized
 from embedding_server.errors import BadRequest, DeadlineExceeded, EmbeddingError, RerankError
 from embedding_server.observability.metrics import OTHER_MODEL, Metrics
 from embedding_server.serving.admission import AdmissionQueue
@@ -23,7 +23,6 @@ from embedding_server.serving.registry import Registry
 from embedding_server.serving.schedule import Lane
 
 _MAX_PROMPT_CHARS = 10_000
-_TINY = np.finfo(np.float32).tiny
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,13 +155,6 @@ class Engine:
         finally:
             seconds = time.perf_counter() - started
             self.metrics.record_request(task, label, status, items, seconds)
-
-
-def normalized(rows: Rows) -> Rows:
-    """Rows of length 1; a row of zeros stays as it is."""
-    squares = np.vecdot(rows, rows)[:, None]
-    scaled: Rows = rows / np.sqrt(np.maximum(squares, _TINY))
-    return scaled
 
 
 def _text_name(index: int) -> str:

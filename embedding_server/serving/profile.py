@@ -15,18 +15,19 @@ import msgspec
 import numpy as np
 import structlog
 
-from embedding_server.runtime.session import Session, Threads
+from embedding_server.runtime.session import Session
 from embedding_server.serving.cost import Cost, Shape
+from embedding_server.serving.tuning import Way
 
 _BATCHES: tuple[tuple[int, ...], ...] = (
-    (8,),
     (60, 64),
-    (8, 16, 24, 32),
+    (8,),
     (16,) * 15 + (24,),
+    (20, 40, 60, 250),
+    (8, 16, 24, 32),
     (32, 48, 64, 80, 96),
     (64,) * 7 + (72,),
     (100, 110, 120, 128),
-    (20, 40, 60, 250),
     (10,) * 15 + (250,),
     (500,),
 )
@@ -49,7 +50,7 @@ class Profile(msgspec.Struct, frozen=True):
     """A model on this machine; `quality` is None in fp32."""
 
     cost: Cost
-    threads: Threads
+    way: Way
     quality: Quality | None = None
 
 
@@ -94,14 +95,17 @@ def measure(session: Session, max_tokens: int, seconds: float) -> Cost:
 
 
 def fit(measured: Mapping[tuple[int, ...], float], *, padded: bool) -> Cost:
-    """The cost that fits lengths of a batch -> seconds best; no part of it is negative."""
+    """The cost that fits lengths of a batch -> seconds best; no part of it is negative.
+
+    Of few batches it takes few parts: time per token first, then the run's own, then the texts'.
+    """
     shapes = [Shape.of(batch) for batch in measured]
     if padded:
         shapes = [shape.padded() for shape in shapes]
     rows = [(1, shape.texts, shape.tokens, shape.pairs) for shape in shapes]
     seconds = np.array(list(measured.values()))
     scaled = np.array(rows) / seconds[:, None]
-    used = [0, 1, 2, 3]
+    used = [2, 0, 1, 3][: len(measured)]
     while True:
         solution = np.linalg.lstsq(scaled[:, used], np.ones(len(seconds)), rcond=None)[0]
         if (solution >= 0).all() or len(used) == 1:

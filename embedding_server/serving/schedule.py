@@ -48,6 +48,10 @@ class Costed(Protocol):
     cost: Cost
 
     @property
+    def batch_tokens(self) -> int:
+        """Tokens per batch that suit it."""
+
+    @property
     def threads(self) -> int:
         """Cores that a run takes."""
 
@@ -71,16 +75,17 @@ class Entry(msgspec.Struct, eq=False):
 
 
 class Line:
-    """The waiting texts of one model in one lane, by length and by age."""
+    """The waiting texts of one model in one lane, by age, and where that is asked for by length."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_length: bool) -> None:
+        self._sorted = by_length
         self._by_length: list[Entry] = []
         self._lengths: list[int] = []
         self._by_age: OrderedDict[int, Entry] = OrderedDict()
         self.tokens = 0
 
     def __len__(self) -> int:
-        return len(self._by_length)
+        return len(self._by_age)
 
     @property
     def oldest(self) -> Entry:
@@ -89,22 +94,25 @@ class Line:
 
     def add(self, entry: Entry) -> None:
         """Put a text in line."""
-        at = self._place(entry)
-        self._by_length.insert(at, entry)
-        self._lengths.insert(at, entry.length)
+        if self._sorted:
+            at = self._place(entry)
+            self._by_length.insert(at, entry)
+            self._lengths.insert(at, entry.length)
         self._by_age[entry.sequence] = entry
         self.tokens += entry.length
 
     def remove(self, entry: Entry) -> None:
         """Take a text out of line, if it is in it."""
-        if self._by_age.pop(entry.sequence, None):
+        if self._by_age.pop(entry.sequence, None) is None:
+            return
+        self.tokens -= entry.length
+        if self._sorted:
             at = self._place(entry)
             del self._by_length[at], self._lengths[at]
-            self.tokens -= entry.length
 
     def plan(self, budget: int, cost: Cost) -> list[Entry]:
         """The next batch: the oldest text and those that go best with it."""
-        if cost.padded:
+        if self._sorted:
             start, stop = plan(self._lengths, self._place(self.oldest), budget, cost)
             return self._by_length[start:stop]
         sizes = itertools.accumulate(entry.length for entry in self._by_age.values())
@@ -141,9 +149,9 @@ class Schedule(Generic[M]):
     def __bool__(self) -> bool:
         return any(self._lines.values())
 
-    def budget(self, cost: Cost) -> int:
-        """Tokens per batch of a model with this cost."""
-        return self._max_batch_tokens or cost.batch_tokens
+    def budget(self, model: M) -> int:
+        """Tokens per batch of a model."""
+        return self._max_batch_tokens or model.batch_tokens
 
     def waiting(self, model: M) -> int:
         """Texts of a model that wait."""
@@ -151,7 +159,9 @@ class Schedule(Generic[M]):
 
     def add(self, model: M, lane: Lane, job: Any, texts: Iterable[Ids]) -> list[Entry]:
         """Put a job's texts in line."""
-        line = self._lines.setdefault((lane, model), Line())
+        line = self._lines.get((lane, model))
+        if line is None:
+            line = self._lines[lane, model] = Line(by_length=model.cost.padded)
         entries = [
             Entry(
                 ids=ids,
@@ -189,7 +199,7 @@ class Schedule(Generic[M]):
         if model.threads > free:
             return None
         share = sum(line.tokens for _, line in waiting) // (free // model.threads)
-        budget = min(self.budget(model.cost), max(share, _SHARE_FLOOR))
+        budget = min(self.budget(model), max(share, _SHARE_FLOOR))
         batch = line.plan(budget, model.cost)
         for entry in batch:
             line.remove(entry)

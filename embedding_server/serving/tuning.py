@@ -1,14 +1,14 @@
-"""How many threads a run gets: measured as the model will run, beside a busy event loop.
+"""How a model is run best: threads per run and tokens per batch, measured beside a busy event loop.
 
 Measured on an idle machine, one run on all cores often looks best; beside an event loop that needs
-its share of them it is not. So all run slots are kept busy while a thread takes Python's lock as
-often as a loaded event loop does, and the default is left only for a clear gain.
+its share of them it is not. So all cores are kept busy while a thread takes Python's lock as often
+as a loaded event loop does, and the default is left only for a gain that is clear twice.
 """
 
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -16,84 +16,90 @@ import msgspec
 import numpy as np
 
 from embedding_server.core import Ids
-from embedding_server.runtime.session import PackedSession, Session, Spinning, Threads
+from embedding_server.runtime.session import Session, Spinning, Threads
 
-Open = Callable[[Threads], PackedSession]
+Open = Callable[[Threads], Session]
 """Opens the model's session with so many threads per run."""
 
 _LENGTHS = (12, 90, 18, 64, 24, 48, 32, 128)
-_TOKENS = sum(_LENGTHS)
-_BATCHES = (128, 256, 512, 1024, 2048)
+_SIZES = (256, 512, 1024)
+_LONG_SIZES = (128, 256, 512, 1024, 2048)
 _LOOP_EVERY_SECONDS, _LOOP_BUSY_SECONDS = 3e-3, 3e-4
 """The event loop under single texts took 7 to 14 % of a core."""
 _GAIN = 1.1
 
 
-class Point(msgspec.Struct, frozen=True):
-    """One way to run a model: what it carries, and how long a batch takes."""
+class Way(msgspec.Struct, frozen=True):
+    """How a model is run."""
 
-    threads: Threads
-    batch_tokens: int
+    threads: Threads = Threads()
+    batch_tokens: int = _SIZES[0]
+
+
+class Point(msgspec.Struct, frozen=True):
+    """What a way to run a model carries, and how long one batch takes."""
+
+    way: Way
     tokens_per_second: float
     run_seconds: float
 
 
-def batch(tokens: int, max_tokens: int) -> list[Ids]:
-    """Texts of mixed lengths, at most `max_tokens` each, of so many tokens together."""
-    texts: list[Ids] = []
-    for length in itertools.cycle(_LENGTHS):
-        texts.append(np.ones(min(length, max_tokens, tokens), np.int64))
-        tokens -= len(texts[-1])
-        if not tokens:
-            return texts
-    raise AssertionError
+def ways(cores: int, fixed: Threads | None) -> list[Way]:
+    """What is tried at a first load, the default first; larger batches with its threads only.
 
-
-def candidates(cores: int) -> list[Threads]:
-    """Ways to use the cores, the default first."""
-    if cores == 1:
-        return [Threads()]
-    divided = [Threads(count) for count in range(1, cores + 1) if cores % count == 0]
-    return [*divided, Threads(cores, Spinning.NEVER), Threads(cores, Spinning.ALWAYS)]
-
-
-def best_threads(
-    opened: PackedSession, open_session: Open, cores: int, max_tokens: int, seconds: float
-) -> PackedSession:
-    """The session to serve with: `opened`, or one with other threads that is clearly faster.
-
-    It measures for so many seconds, one run at least; what does not fit into them is not tried.
+    `ALWAYS` is not: with several models, their threads would take cores from one another.
     """
-    ways = candidates(cores)
-    deadline, share = time.monotonic() + seconds, seconds / len(ways)
-    texts = batch(_TOKENS, max_tokens)
-    speeds = {opened.threads: measure(opened, cores, texts, share).tokens_per_second}
-    for threads in ways:
-        if threads not in speeds and time.monotonic() < deadline:
-            session = open_session(threads)
-            speeds[threads] = measure(session, cores, texts, share).tokens_per_second
-    chosen = choose(speeds)
-    return opened if chosen == opened.threads else open_session(chosen)
+    first, *others = _threads(cores, fixed, [Spinning.NEVER])
+    larger = [Way(first, tokens) for tokens in _SIZES[1:]]
+    return [Way(first), *(Way(threads) for threads in others), *larger]
 
 
-def choose(speeds: Mapping[Threads, float]) -> Threads:
-    """The fastest of them where that is a clear gain, else the first."""
-    default = next(iter(speeds))
-    fastest = max(speeds, key=lambda threads: speeds[threads])
-    return fastest if speeds[fastest] > _GAIN * speeds[default] else default
+def all_ways(cores: int, fixed: Threads | None) -> list[Way]:
+    """Everything there is to try."""
+    threads = _threads(cores, fixed, [Spinning.NEVER, Spinning.ALWAYS])
+    return [Way(one, tokens) for one in threads for tokens in _LONG_SIZES]
 
 
-def sweep(open_session: Open, cores: int, max_tokens: int, seconds: float) -> Iterator[Point]:
-    """Every way to use the cores with every size of batch, so many seconds each."""
-    for threads in candidates(cores):
+def _threads(cores: int, fixed: Threads | None, spinning: Sequence[Spinning]) -> list[Threads]:
+    if fixed or cores == 1:
+        return [fixed or Threads()]
+    divided = [Threads(count) for count in range(1, cores + 1) if cores % count == 0]
+    return divided + [Threads(cores, how) for how in spinning]
+
+
+def best_way(
+    open_session: Open, candidates: Sequence[Way], cores: int, max_tokens: int, seconds: float
+) -> Way:
+    """The first candidate, or one that is clearly faster, measured twice.
+
+    It takes so many seconds, and to open the sessions, one at a time; what does not fit into them
+    is not tried.
+    """
+    deadline, share = time.monotonic() + seconds, seconds / (len(candidates) + 2)
+
+    def speed(way: Way) -> float:
+        return measure(open_session(way.threads), way, cores, max_tokens, share).tokens_per_second
+
+    default = candidates[0]
+    speeds = {default: speed(default)}
+    for way in candidates[1:]:
+        if time.monotonic() < deadline:
+            speeds[way] = speed(way)
+    best = max(speeds, key=lambda way: speeds[way])
+    if speeds[best] > _GAIN * speeds[default] and speed(best) > _GAIN * speed(default):
+        return best
+    return default
+
+
+def sweep(
+    open_session: Open, candidates: Sequence[Way], cores: int, max_tokens: int, seconds: float
+) -> Iterator[Point]:
+    """Every candidate, so many seconds each."""
+    for threads, group in itertools.groupby(candidates, lambda way: way.threads):
         session = open_session(threads)
-        for tokens in _BATCHES:
-            yield measure(session, cores, batch(tokens, max_tokens), seconds)
-
-
-def steps(cores: int) -> int:
-    """How many points `sweep` gives."""
-    return len(candidates(cores)) * len(_BATCHES)
+        for way in group:
+            yield measure(session, way, cores, max_tokens, seconds)
+        del session  # before the next one is opened
 
 
 def frontier(points: Iterable[Point]) -> list[Point]:
@@ -105,29 +111,37 @@ def frontier(points: Iterable[Point]) -> list[Point]:
     return best
 
 
-def measure(session: Session, cores: int, texts: Sequence[Ids], seconds: float) -> Point:
-    """Keep all run slots busy for so long, beside a busy event loop."""
-    slots = max(1, cores // session.threads.per_run)
-    tokens = sum(map(len, texts))
+def measure(session: Session, way: Way, cores: int, max_tokens: int, seconds: float) -> Point:
+    """Keep all cores busy for so long, beside a busy event loop; one run each at least."""
+    slots, texts = cores // way.threads.per_run, batch(way.batch_tokens, max_tokens)
     session.run(texts)
     with _event_loop(), ThreadPoolExecutor(slots) as pool:
         started = time.perf_counter()
 
         def work(_: int) -> tuple[int, float]:
-            for runs in itertools.count(1):
+            runs, elapsed = 0, 0.0
+            while not runs or elapsed < seconds:
                 session.run(texts)
-                elapsed = time.perf_counter() - started
-                if elapsed >= seconds:
-                    return runs, elapsed
-            raise AssertionError
+                runs, elapsed = runs + 1, time.perf_counter() - started
+            return runs, elapsed
 
         done = list(pool.map(work, range(slots)))
     return Point(
-        threads=session.threads,
-        batch_tokens=tokens,
-        tokens_per_second=sum(runs * tokens / elapsed for runs, elapsed in done),
+        way=way,
+        tokens_per_second=sum(runs * way.batch_tokens / elapsed for runs, elapsed in done),
         run_seconds=sum(elapsed for _, elapsed in done) / sum(runs for runs, _ in done),
     )
+
+
+def batch(tokens: int, max_tokens: int) -> list[Ids]:
+    """Texts of mixed lengths, at most `max_tokens` each, of so many tokens together."""
+    texts: list[Ids] = []
+    for length in itertools.cycle(_LENGTHS):
+        texts.append(np.ones(min(length, max_tokens, tokens), np.int64))
+        tokens -= len(texts[-1])
+        if not tokens:
+            break
+    return texts
 
 
 @contextmanager

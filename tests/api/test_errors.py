@@ -29,6 +29,7 @@ class Broken:
     provider = "BrokenExecutionProvider"
     precision = Precision.FP32
     padded = False
+    has_wide = False
     threads = Threads()
 
     def run(self, texts: Any, **_: Any) -> Any:

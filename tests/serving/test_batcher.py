@@ -13,6 +13,8 @@ from embedding_server.serving import device as module
 from embedding_server.serving.batcher import Batcher, RunError
 from embedding_server.serving.cost import Cost, Shape
 from embedding_server.serving.device import Device, Run
+from embedding_server.serving.profile import Profile
+from embedding_server.serving.tuning import Way
 from tests.fakes import WIDTH, FakeSession, ids
 
 
@@ -27,12 +29,12 @@ async def device() -> AsyncIterator[Device]:
 
 def batcher(device: Device, session: FakeSession) -> Batcher:
     """A batcher for `session`."""
-    return Batcher("fake", session, device, WIDTH, Metrics("test"), cost=Cost())
+    return Batcher("fake", session, device, WIDTH, Metrics("test"), profile=Profile(Cost(), Way()))
 
 
 async def started(session: FakeSession) -> None:
     """Wait until one more run has started."""
-    await asyncio.to_thread(session.running.acquire, timeout=10)
+    assert await asyncio.to_thread(session.running.acquire, timeout=10)
 
 
 async def test_rows_come_back_in_order(device: Device) -> None:
@@ -94,18 +96,22 @@ async def test_non_finite_rows_are_failures_of_their_own(device: Device, texts: 
 async def test_hung_run_is_seen_and_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run over the watchdog's limit is a problem of the device, and is ended."""
     monkeypatch.setattr(module, "_WATCHDOG_SECONDS", 0.0)
-    monkeypatch.setattr(module, "_WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_WATCHDOG_FACTOR", 0.0)
+    monkeypatch.setattr(module, "_WATCH_SECONDS", 0.2)
     device = Device(1, 64, Metrics("test"))
     device.start()
     session = FakeSession()
     session.block()
     assert device.problem == ""
-    hung = asyncio.create_task(batcher(device, session).embed([ids(3)]))
+    line = batcher(device, session)
+    hung = [asyncio.create_task(line.embed([ids(3)])) for _ in range(2)]
     await started(session)
     assert "hangs" in device.problem
-    with pytest.raises(RunError):
-        await hung
+    for request in hung:
+        with pytest.raises(RunError):
+            await request
     assert device.problem == ""
+    assert device.idle
     device.stop()
 
 

@@ -12,8 +12,9 @@ from embedding_server.core import Ids, ModelSpec, Precision, Rows
 from embedding_server.runtime.session import SessionError, Stop, Threads
 from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.cost import Cost
-from embedding_server.serving.loader import LoadError, RunPlan, Source, check
+from embedding_server.serving.loader import LoadError, check
 from embedding_server.serving.profile import store, stored
+from embedding_server.serving.source import RunPlan, Source
 from tests.conftest import Serve
 from tests.fakes import FakeSession
 
@@ -73,28 +74,39 @@ def test_profile_is_measured_once(spec: ModelSpec, tmp_path: Path) -> None:
     """The first load measures and stores, the next one reads; other threads are measured anew."""
     plan = RunPlan(cache=tmp_path, warmup=0.05)
     source = Source(spec, plan, 2)
-    session = source.open(Threads())
-    profile = source.profile(session)
-    path = source.profile_path(session)
-    assert stored(path) == profile
+    profile = source.profile()
+    assert stored(source.profile_path) == profile
     changed = msgspec.structs.replace(profile, cost=Cost(run=1.0))
-    store(changed, path)
-    assert source.profile(session) == changed
+    store(changed, source.profile_path)
+    assert source.profile() == changed
     fixed = Source(spec, msgspec.structs.replace(plan, threads_per_run=2), 2)
-    assert fixed.profile(fixed.open(Threads(2))).threads == Threads(2)
+    assert fixed.profile().way.threads == Threads(2)
+
+
+def test_no_more_threads_than_cores(spec: ModelSpec, tmp_path: Path) -> None:
+    """A run never takes more threads than there are, or it would wait for them for ever."""
+    source = Source(spec, RunPlan(cache=tmp_path, threads_per_run=64), 2)
+    assert source.profile().way.threads == Threads(2)
+
+
+def test_measured_beside_traffic_is_not_kept(spec: ModelSpec, tmp_path: Path) -> None:
+    """Where the machine was in use, what was measured serves once."""
+    source = Source(spec, RunPlan(cache=tmp_path, warmup=0.05), 1)
+    answers = iter([True, False])
+    assert source.profile(lambda: next(answers)).cost.token > 0
+    assert stored(source.profile_path) is None
 
 
 def test_reduced_precision_is_judged(spec: ModelSpec, tmp_path: Path) -> None:
     """An 8-bit model has another fingerprint, and figures of its quality in its profile."""
-    exact = Source(spec, RunPlan(cache=tmp_path), 1)
-    source = Source(spec, RunPlan(cache=tmp_path, precision=Precision.INT8), 1)
-    session = source.open(Threads())
-    quality = source.profile(session).quality
-    assert exact.profile(exact.open(Threads())).quality is None
+    exact = Source(spec, RunPlan(cache=tmp_path, warmup=0.05), 1)
+    source = Source(spec, RunPlan(cache=tmp_path, warmup=0.05, precision=Precision.INT8), 1)
+    quality = source.profile().quality
+    assert exact.profile().quality is None
     assert quality
     assert 0.9 < quality.cosine <= 1.0
     assert quality.speed > 0
-    assert source.fingerprint(session) != exact.fingerprint(exact.open(Threads()))
+    assert source.fingerprint("cpu") != exact.fingerprint("cpu")
 
 
 def test_stopped_run(spec: ModelSpec, tmp_path: Path) -> None:

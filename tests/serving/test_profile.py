@@ -12,6 +12,7 @@ from embedding_server.runtime.session import Spinning, Stop, Threads
 from embedding_server.serving import profile as module
 from embedding_server.serving.cost import Cost, Shape
 from embedding_server.serving.profile import Profile, Quality, fit, measure, store, stored
+from embedding_server.serving.tuning import Way
 from tests.fakes import FakeSession
 
 BATCHES = [(8,), (16,) * 16, (64,), (60,) * 7 + (64,), (250, 256), (8,) * 20 + (90,)]
@@ -45,6 +46,17 @@ def test_fit_is_never_negative(seconds: list[float]) -> None:
     cost = fit(dict(zip(BATCHES, seconds, strict=True)), padded=False)
     assert min(cost.run, cost.text, cost.token, cost.pair) >= 0
     assert cost.seconds(Shape.of([8])) > 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_fit_of_few_batches_is_sane(count: int) -> None:
+    """Where time allowed few batches, what was not seen is not blown up by their noise."""
+    cost = Cost(1e-3, 1e-4, 1e-2, 1e-6)
+    shapes = [Shape.of(one) for one in module._BATCHES]
+    noisy = [cost.seconds(shape) * (1.25 if at else 1.0) for at, shape in enumerate(shapes)]
+    found = fit(dict(zip(module._BATCHES[:count], noisy, strict=False)), padded=False)
+    for shape, seconds in zip(shapes, noisy, strict=True):
+        assert seconds / 3 < found.seconds(shape) < seconds * 3
 
 
 class Clocked(FakeSession):
@@ -91,7 +103,7 @@ def test_stored_and_read(tmp_path: Path) -> None:
     """A profile is read as it was stored; a damaged or missing one is none."""
     path = tmp_path / "profiles" / "p.json"
     assert stored(path) is None
-    profile = Profile(Cost(), Threads(2, Spinning.NEVER), Quality(cosine=0.99, speed=1.7))
+    profile = Profile(Cost(), Way(Threads(2, Spinning.NEVER), 512), Quality(cosine=0.99, speed=1.7))
     store(profile, path)
     assert stored(path) == profile
     path.write_text("{")
@@ -101,5 +113,5 @@ def test_stored_and_read(tmp_path: Path) -> None:
 def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
     """A profile that cannot be stored is no failure."""
     (tmp_path / "file").touch()
-    store(Profile(Cost(), Threads()), tmp_path / "file" / "p.json")
+    store(Profile(Cost(), Way()), tmp_path / "file" / "p.json")
     assert stored(tmp_path / "file" / "p.json") is None

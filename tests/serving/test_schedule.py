@@ -25,6 +25,7 @@ class Model:
     def __init__(self, *, padded: bool = False, threads: int = 1) -> None:
         self.cost = Cost(padded=padded)
         self.threads = threads
+        self.batch_tokens = 256
 
 
 def fill(
@@ -152,6 +153,13 @@ def test_oldest_model_goes_first() -> None:
     """Of two models in a lane, the one with the older text goes first."""
     schedule, entries = fill(64, [(Lane.BULK, 1, [60]), (Lane.BULK, 0, [60]), (Lane.BULK, 1, [60])])
     assert [batch[0] for batch in drain(schedule)] == entries
+
+
+def test_batches_as_suit_the_model() -> None:
+    """Without a setting, a batch has as many tokens as were measured best for its model."""
+    schedule: Schedule[Model] = Schedule(None)
+    schedule.add(Model(), Lane.BULK, None, [ids(64)] * 9)
+    assert [len(batch) for batch in drain(schedule)] == [4, 4, 1]
 
 
 def test_nobody_is_passed_by_for_want_of_cores() -> None:

@@ -1,8 +1,7 @@
 """How many threads a run gets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,14 +12,14 @@ from embedding_server.runtime.session import Spinning, Stop, Threads
 from embedding_server.serving import tuning as module
 from embedding_server.serving.tuning import (
     Point,
+    Way,
+    all_ways,
     batch,
-    best_threads,
-    candidates,
-    choose,
+    best_way,
     frontier,
     measure,
-    steps,
     sweep,
+    ways,
 )
 from tests.fakes import FakeSession
 
@@ -35,37 +34,20 @@ def test_batches_have_the_size_asked_for(tokens: int, limit: int) -> None:
     assert max(map(len, texts)) <= limit
 
 
-def test_candidates() -> None:
-    """Cores are divided evenly, the default comes first, one core leaves no choice."""
-    assert candidates(1) == [ONE]
-    assert candidates(4)[:3] == [ONE, TWO, FOUR]
-    assert candidates(4)[3:] == [Threads(4, Spinning.NEVER), Threads(4, Spinning.ALWAYS)]
-
-
-def test_default_is_left_for_a_clear_gain_only() -> None:
-    """A tenth more is noise, a fifth more is not."""
-    assert choose({ONE: 100.0, TWO: 109.0}) == ONE
-    assert choose({ONE: 100.0, TWO: 120.0, FOUR: 90.0}) == TWO
+def test_what_is_tried() -> None:
+    """Cores are divided evenly, the default comes first, what is fixed leaves sizes to try."""
+    assert ways(1, None) == [Way(ONE, 256), Way(ONE, 512), Way(ONE, 1024)]
+    quiet = Threads(4, Spinning.NEVER)
+    assert [way.threads for way in ways(4, None)] == [ONE, TWO, FOUR, quiet, ONE, ONE]
+    assert {way.threads for way in ways(4, TWO)} == {TWO}
+    spinning = {way.threads.spinning for way in all_ways(4, None)}
+    assert spinning == set(Spinning)
 
 
 def test_frontier() -> None:
     """What is slower and takes longer than something else is left out."""
-    quick, good, bad = Point(ONE, 1, 10.0, 1.0), Point(ONE, 1, 20.0, 2.0), Point(TWO, 1, 15.0, 2.5)
+    quick, good, bad = Point(Way(), 10.0, 1.0), Point(Way(), 20.0, 2.0), Point(Way(), 15.0, 2.5)
     assert frontier([bad, good, quick]) == [quick, good]
-
-
-class Paced(FakeSession):
-    """A session whose speed depends on its threads, on a clock of its own."""
-
-    def __init__(self, threads: Threads, speeds: dict[Threads, float]) -> None:
-        super().__init__()
-        self.threads = threads
-        self.speed = speeds[threads]
-
-    def run(self, texts: Sequence[Ids], *, wide: bool = False, stop: Stop | None = None) -> Rows:
-        """See `Session`."""
-        Clock.now += sum(map(len, texts)) / self.speed
-        return super().run(texts)
 
 
 class Clock:
@@ -81,48 +63,71 @@ class Clock:
     perf_counter = monotonic
 
 
-@pytest.mark.parametrize(("fast", "expected"), [(1.05, ONE), (1.5, TWO)])
-def test_best_threads(monkeypatch: pytest.MonkeyPatch, fast: float, expected: Threads) -> None:
-    """The session with other threads serves where it is clearly faster."""
+class Paced(FakeSession):
+    """A session whose speed depends on its threads, on a clock of its own."""
+
+    def __init__(self, threads: Threads, speeds: Iterator[float]) -> None:
+        super().__init__()
+        self.threads = threads
+        self.speed = next(speeds)
+
+    def run(self, texts: Sequence[Ids], *, wide: bool = False, stop: Stop | None = None) -> Rows:
+        """See `Session`."""
+        Clock.now += sum(map(len, texts)) / self.speed
+        return super().run(texts)
+
+
+@pytest.mark.parametrize(
+    ("speeds", "expected"),
+    [
+        ([100.0, 105.0], ONE),
+        ([100.0, 150.0, 150.0, 100.0], TWO),
+        ([100.0, 150.0, 100.0, 100.0], ONE),
+    ],
+    ids=["noise", "clear", "not so the second time"],
+)
+def test_default_is_left_for_a_clear_gain(
+    monkeypatch: pytest.MonkeyPatch, speeds: list[float], expected: Threads
+) -> None:
+    """Another way serves where it is clearly faster, measured twice."""
     monkeypatch.setattr(module, "time", Clock)
     monkeypatch.setattr(module, "_event_loop", nullcontext)
-    speeds = dict.fromkeys(candidates(2), 500.0) | {ONE: 1000.0, TWO: 1000.0 * fast}
-
-    def open_session(threads: Threads) -> Paced:
-        return Paced(threads, speeds)
-
-    chosen = best_threads(open_session(ONE), open_session, 2, 256, 100.0)  # type: ignore[arg-type]
+    order = iter(speeds)
+    candidates = [Way(ONE), Way(TWO)]
+    chosen = best_way(lambda threads: Paced(threads, order), candidates, 2, 256, 1000.0)
     assert chosen.threads == expected
 
 
 def test_nothing_is_tried_out_of_time() -> None:
     """Where the time is over after the default, nothing else is opened."""
-    opened: Any = FakeSession()
+    opened: list[Threads] = []
 
-    def refuse(_: Threads) -> Any:
-        raise AssertionError
+    def open_session(threads: Threads) -> FakeSession:
+        opened.append(threads)
+        return FakeSession()
 
-    assert best_threads(opened, refuse, 4, 256, 0.0) is opened
+    assert best_way(open_session, ways(4, None), 4, 256, 0.0) == Way()
+    assert opened == [ONE]
 
 
 def test_real_measurement() -> None:
-    """All slots run, and the point says what was measured."""
+    """All cores are busy, and the point says what was measured."""
     session = FakeSession()
-    point = measure(session, 2, batch(100, 256), 0.01)
-    assert (point.threads, point.batch_tokens) == (session.threads, 100)
+    point = measure(session, Way(ONE, 100), 2, 256, 0.01)
+    assert point.way == Way(ONE, 100)
     assert point.tokens_per_second > 0
     assert point.run_seconds > 0
     assert len(session.batches) >= 3
 
 
 def test_sweep_gives_every_point() -> None:
-    """Every division of the cores is tried with every size of batch."""
+    """Everything is tried; sessions are opened once for all sizes of batch."""
+    opened: list[Threads] = []
 
     def open_session(threads: Threads) -> FakeSession:
-        session = FakeSession()
-        session.threads = threads
-        return session
+        opened.append(threads)
+        return FakeSession()
 
-    points = list(sweep(open_session, 2, 256, 0.0))  # type: ignore[arg-type]
-    assert len(points) == steps(2) == len({(one.threads, one.batch_tokens) for one in points})
-    assert {one.threads.spinning for one in points} == set(Spinning)
+    points = list(sweep(open_session, all_ways(2, None), 2, 256, 0.0))
+    assert [point.way for point in points] == all_ways(2, None)
+    assert len(opened) == len(set(opened)) == 4

@@ -1,0 +1,193 @@
+"""Where sessions come from: one model's graph, tokenizer and profile on this machine."""
+
+import hashlib
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from embedding_server.convert import Int8, convert
+from embedding_server.core import Ids, ModelSpec, Precision, normalized
+from embedding_server.runtime.cores import sums_bytes_exactly
+from embedding_server.runtime.session import (
+    VERSION,
+    PackedSession,
+    Session,
+    SessionError,
+    Threads,
+    activations,
+)
+from embedding_server.runtime.tokenizer import Tokenizer
+from embedding_server.serving import profile as profiles
+from embedding_server.serving.profile import Profile, Quality, device_name
+from embedding_server.serving.texts import CALIBRATION, JUDGEMENT
+from embedding_server.serving.tuning import Way, batch, best_way, ways
+from embedding_server.settings import Settings
+
+_ROWS_PER_TEXT = 12
+_COMPARED_TOKENS, _COMPARED_RUNS = 512, 5
+
+
+class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """How models are to run, as the settings say.
+
+    `threads_per_run` 0 and `warmup` (seconds) leave that to measurement.
+    """
+
+    cache: Path
+    precision: Precision = Precision.FP32
+    reproducible: bool = False
+    threads_per_run: int = 0
+    warmup: float = 0.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> "RunPlan":
+        """As the settings say."""
+        auto = settings.precision == "auto"
+        return cls(
+            cache=settings.cache_dir,
+            precision=Precision.FP32 if auto else Precision(settings.precision),
+            reproducible=settings.reproducible,
+            threads_per_run=settings.threads_per_run,
+            warmup=settings.warmup_ms / 1000,
+        )
+
+
+class Source:
+    """One model's graph and tokenizer, which sessions are opened from.
+
+    Raises:
+        ConvertError, TokenizerError, SessionError: a file is missing or damaged.
+    """
+
+    def __init__(self, spec: ModelSpec, plan: RunPlan, cores: int) -> None:
+        self._spec = spec
+        self._plan = plan
+        self._cores = cores
+        self._tokenizer_file = spec.directory / "tokenizer.json"
+        self.tokenizer = Tokenizer(self._tokenizer_file, spec.max_tokens)
+        int8 = int8_graphs(self.tokenizer) if plan.precision is Precision.INT8 else None
+        self._graph = convert(
+            spec.directory,
+            spec.pooling,
+            plan.cache,
+            expected_sha256=spec.weights_sha256,
+            int8=int8,
+        )
+
+    @property
+    def fixed_threads(self) -> Threads | None:
+        """What the settings leave no choice about."""
+        if self._plan.reproducible:
+            return Threads()
+        wanted = min(self._plan.threads_per_run, self._cores)
+        return Threads(wanted) if wanted else None
+
+    def open(self, threads: Threads, *, wide: bool = True) -> PackedSession:
+        """A session; a graph that cannot be opened is dropped and made anew next time.
+
+        Args:
+            threads: of a run.
+            wide: a second session for lone runs, on all cores.
+        """
+        try:
+            return PackedSession(
+                self._graph,
+                self._cores if wide else threads.per_run,
+                threads,
+                precision=self._plan.precision,
+                reproducible=self._plan.reproducible,
+            )
+        except SessionError:
+            shutil.rmtree(self._graph.parent, ignore_errors=True)
+            raise
+
+    def profile(self, quiet: Callable[[], bool] = lambda: True) -> Profile:
+        """What is stored for this model and machine, else what is measured now.
+
+        That is stored where `quiet` held before and after: nothing else used the machine.
+        """
+        profile = profiles.stored(self.profile_path)
+        if profile:
+            return profile
+        was_quiet = quiet()
+        profile = self._measure()
+        if self._plan.warmup and was_quiet and quiet():
+            profiles.store(profile, self.profile_path)
+        return profile
+
+    @property
+    def profile_path(self) -> Path:
+        """Where the profile is kept."""
+        key = f"{self._identity} {device_name()} {self._cores} {self.fixed_threads}"
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        return self._plan.cache.expanduser() / "profiles" / f"{name}.json"
+
+    def fingerprint(self, provider: str) -> str:
+        """16 hex digits over everything that decides a vector's bits.
+
+        That is the graph (weights, pooling, precision), tokenizer, provider and runtime version.
+        """
+        return hashlib.sha256(f"{self._identity} {provider}".encode()).hexdigest()[:16]
+
+    def quality(self) -> Quality:
+        """What the reduced precision is worth, against fp32."""
+        exact_plan = msgspec.structs.replace(self._plan, precision=Precision.FP32)
+        exact = Source(self._spec, exact_plan, 1).open(Threads())
+        session = self.open(Threads(), wide=False)
+        texts = [encoding.ids for encoding in self.tokenizer.encode(JUDGEMENT)]
+        cosines = np.vecdot(normalized(session.run(texts)), normalized(exact.run(texts)))
+        mixed = batch(_COMPARED_TOKENS, self._spec.max_tokens)
+        times = [(_time(session, mixed), _time(exact, mixed)) for _ in range(_COMPARED_RUNS)]
+        return Quality(
+            cosine=round(float(cosines.min()), 4),
+            speed=round(statistics.median(slow / fast for fast, slow in times), 2),
+        )
+
+    @property
+    def _identity(self) -> str:
+        """Graph and tokenizer by content; 8-bit graphs come out of a measurement."""
+        digest = hashlib.sha256(self._tokenizer_file.read_bytes())
+        if self._plan.precision is Precision.INT8:
+            digest.update(self._graph.read_bytes())
+        words = (self._graph.parent.name, VERSION, "reproducible" * self._plan.reproducible)
+        digest.update(" ".join(words).encode())
+        return digest.hexdigest()
+
+    def _measure(self) -> Profile:
+        half, limit = self._plan.warmup / 2, self._spec.max_tokens
+        way = Way(self.fixed_threads or Threads())
+        if half:
+            tried = ways(self._cores, self.fixed_threads)
+            way = best_way(partial(self.open, wide=False), tried, self._cores, limit, half)
+        session = self.open(way.threads, wide=False)
+        judged = half and self._plan.precision is not Precision.FP32
+        return Profile(
+            cost=profiles.measure(session, limit, half),
+            way=way,
+            quality=self.quality() if judged else None,
+        )
+
+
+def int8_graphs(tokenizer: Tokenizer, fp32_share: float = 1 / 12) -> Int8:
+    """How this server makes 8-bit graphs for a model with this tokenizer."""
+    texts = [encoding.ids for encoding in tokenizer.encode(CALIBRATION)]
+    key = hashlib.sha256(f"{VERSION} {_ROWS_PER_TEXT}".encode())
+    key.update(np.concatenate(texts).tobytes())
+    return Int8(
+        sample=partial(activations, texts=texts, rows=_ROWS_PER_TEXT),
+        key=key.hexdigest(),
+        limit=127 if sums_bytes_exactly() else 63,
+        fp32_share=fp32_share,
+    )
+
+
+def _time(session: Session, texts: Sequence[Ids]) -> float:
+    started = time.perf_counter()
+    session.run(texts)
+    return time.perf_counter() - started
