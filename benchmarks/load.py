@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
+import msgspec
 
 _LUA = """
 local bodies = {}
@@ -25,14 +26,21 @@ end
 """
 
 
+class Driven(msgspec.Struct, frozen=True):
+    """Requests that were answered, and the seconds it took."""
+
+    requests: int
+    seconds: float
+
+
 def bodies(model: str, texts: Sequence[str], per_request: int) -> list[str]:
     """Request bodies for `/api/embed` with so many texts each."""
     groups = [texts[at : at + per_request] for at in range(0, len(texts), per_request)]
     return [json.dumps({"model": model, "input": list(group)}) for group in groups]
 
 
-def drive(url: str, requests: Sequence[str], connections: int, seconds: float) -> float:
-    """Keep `connections` requests in flight for a while; returns the seconds it took.
+def drive(url: str, requests: Sequence[str], connections: int, seconds: float) -> Driven:
+    """Keep `connections` requests in flight for a while.
 
     Raises:
         RuntimeError: an answer was not 200.
@@ -42,39 +50,28 @@ def drive(url: str, requests: Sequence[str], connections: int, seconds: float) -
     return asyncio.run(_httpx(url, requests, connections, seconds))
 
 
-def _wrk(url: str, requests: Sequence[str], connections: int, seconds: float) -> float:
+def _wrk(url: str, requests: Sequence[str], connections: int, seconds: float) -> Driven:
     with tempfile.TemporaryDirectory() as scratch:
         lines, script = Path(scratch, "bodies"), Path(scratch, "load.lua")
         lines.write_text("\n".join(requests) + "\n")
         script.write_text(_LUA % lines)
-        command = [
-            "wrk",
-            "-t1",
-            "--timeout",
-            "60s",
-            f"-c{connections}",
-            f"-d{seconds:.0f}s",
-            "-s",
-            str(script),
-            url,
-        ]
+        command = ["wrk", "-t1", "--timeout", "60s", "-s", str(script)]
+        command += [f"-c{connections}", f"-d{seconds:.0f}s", url]
         started = time.perf_counter()
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         elapsed = time.perf_counter() - started
-    if (
-        "Non-2xx" in output
-        or "Socket errors" in output
-        or not re.search(r"[1-9]\d* requests in", output)
-    ):
+    answered = re.search(r"([1-9]\d*) requests in", output)
+    if "Non-2xx" in output or "Socket errors" in output or not answered:
         raise RuntimeError(output)
-    return elapsed
+    return Driven(int(answered[1]), elapsed)
 
 
-async def _httpx(url: str, requests: Sequence[str], connections: int, seconds: float) -> float:
-    started = time.perf_counter()
+async def _httpx(url: str, requests: Sequence[str], connections: int, seconds: float) -> Driven:
+    started, answered = time.perf_counter(), 0
     async with httpx.AsyncClient(timeout=120) as client:
 
         async def work(number: int) -> None:
+            nonlocal answered
             at = number
             while time.perf_counter() - started < seconds:
                 answer = await client.post(
@@ -85,6 +82,7 @@ async def _httpx(url: str, requests: Sequence[str], connections: int, seconds: f
                 if answer.status_code != httpx.codes.OK:
                     raise RuntimeError(answer.text)
                 at += connections
+                answered += 1
 
         await asyncio.gather(*map(work, range(connections)))
-    return time.perf_counter() - started
+    return Driven(answered, time.perf_counter() - started)

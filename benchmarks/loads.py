@@ -4,13 +4,15 @@ A shared machine changes its speed within seconds. So every load runs between tw
 the limit, several times over, and its share is the median of these rounds.
 """
 
+import itertools
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from threading import Thread
 
-from benchmarks.load import bodies, drive
+from benchmarks.load import Driven, bodies, drive
 from benchmarks.server import tokens_served
 
 ROUNDS, SECONDS, WARM_UP_SECONDS = 3, 6.0, 2.0
@@ -23,8 +25,8 @@ _SHAPES = {
     "128 texts x 2 connections": (128, 2),
 }
 
-Load = Callable[[float], float]
-"""Seconds to last -> seconds it took."""
+Load = Callable[[float], Driven]
+"""Drives a server for so many seconds."""
 
 
 def loads(url: str, model: str, texts: Sequence[str]) -> dict[str, Load]:
@@ -70,18 +72,16 @@ def shares(
 def tokens_per_second(url: str, load: Load, seconds: float = SECONDS) -> float:
     """Real tokens per second under a load."""
     start = tokens_served(url)
-    elapsed = load(seconds)
-    return (tokens_served(url) - start) / elapsed
+    seconds = load(seconds).seconds
+    return (tokens_served(url) - start) / seconds
 
 
-def _openai(url: str, model: str, texts: Sequence[str], seconds: float) -> float:
+def _openai(url: str, model: str, texts: Sequence[str], seconds: float) -> Driven:
     """The client as people use it: base64, its default headers, four threads."""
-    import time  # noqa: PLC0415 - beside the next one
-
     from openai import OpenAI  # noqa: PLC0415 - may be absent, takes a second
 
     groups = [list(texts[at : at + 32]) for at in range(0, len(texts), 32)]
-    started = time.perf_counter()
+    started, answered = time.perf_counter(), itertools.count()
 
     def work(number: int) -> None:
         client = OpenAI(base_url=f"{url}/v1", api_key="none")
@@ -89,10 +89,11 @@ def _openai(url: str, model: str, texts: Sequence[str], seconds: float) -> float
         while time.perf_counter() - started < seconds:
             client.embeddings.create(model=model, input=groups[at % len(groups)])
             at += 4
+            next(answered)
 
     threads = [Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return time.perf_counter() - started
+    return Driven(next(answered), time.perf_counter() - started)

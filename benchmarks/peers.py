@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
+from benchmarks.load import bodies, drive
+from benchmarks.server import started
 from embedding_server.convert.blocks import gelu, layer_norm
 from embedding_server.convert.graph import Graph
 from embedding_server.convert.linear import in_fp32
@@ -30,7 +32,25 @@ def peers(spec: ModelSpec, texts: Sequence[str], cores: int) -> dict[str, float 
         for name, size in (("default", 256), ("32", 32), ("1", 1)):
             speeds[f"FastEmbed, batch {name}"] = _time(partial(embed, sample, size), sample)
     speeds["sentence-transformers"] = _sentence_transformers(spec, sample)
+    for name, load in (("1 x 32 connections", (1, 32)), ("32 x 4 connections", (32, 4))):
+        speeds[f"Infinity, {name}"] = _infinity(spec, texts, *load)
     return speeds
+
+
+def _infinity(
+    spec: ModelSpec, texts: Sequence[str], per_request: int, connections: int
+) -> float | None:
+    """Infinity's server with its torch engine."""
+    if shutil.which("infinity_emb") is None:
+        return None
+    command = ["env", "INFINITY_BETTERTRANSFORMER=false", "infinity_emb", "v2", "--device", "cpu"]
+    command += ["--model-id", str(spec.directory), "--engine", "torch"]
+    command += ["--served-model-name", "peer"]
+    with started(command, "/health") as server:
+        requests = bodies("peer", texts, per_request)
+        drive(f"{server.url}/embeddings", requests, connections, 3.0)
+        driven = drive(f"{server.url}/embeddings", requests, connections, 10.0)
+    return driven.requests * per_request / driven.seconds
 
 
 @contextmanager

@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
 import msgspec
+
+_START_SECONDS = 120.0
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -35,33 +37,41 @@ class Server(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def demo_server(*flags: str) -> Iterator["Server"]:
-    """`serve --demo` on a free port; yields it once it is ready."""
+def demo_server(*flags: str) -> Iterator[Server]:
+    """`serve --demo`; yields it once it is ready."""
+    command = [sys.executable, "-m", "embedding_server", "serve", "--demo"]
+    command += ["--hostname", "127.0.0.1", "--drain-grace-ms", "0", *flags]
+    with started(command, "/health/ready") as server:
+        yield server
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], ready: str) -> Iterator[Server]:
+    """A server that listens on a free port of this machine, once its path `ready` answers 200."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "embedding_server", "serve", "--demo"]
-    command += ["--hostname", "127.0.0.1", "--port", str(port), "--drain-grace-ms", "0", *flags]
-    started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    began = time.monotonic()
+    process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait(url, process)
-        yield Server(url, process.pid, time.monotonic() - started)
+        _wait(url + ready, process)
+        yield Server(url, process.pid, time.monotonic() - began)
     finally:
         process.terminate()
         process.wait(30)
 
 
 def _wait(url: str, process: "subprocess.Popen[bytes]") -> None:
-    for _ in range(3000):
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/health/ready").is_success:
+            if httpx.get(url).is_success:
                 return
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with status {process.returncode}")
         time.sleep(0.02)
-    raise RuntimeError("the server was not ready within 60 s")
+    raise RuntimeError(f"{url} did not answer within {_START_SECONDS:.0f} s")
 
 
 def tokens_served(url: str) -> float:

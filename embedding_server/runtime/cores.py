@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def usable_cores(cgroups: Path = _CGROUPS) -> int:
@@ -14,12 +15,12 @@ def usable_cores(cgroups: Path = _CGROUPS) -> int:
     return min(cores, math.ceil(quota)) if quota else cores
 
 
-def sums_bytes_exactly() -> bool:
+def sums_bytes_exactly(cpuinfo: Path = _CPUINFO) -> bool:
     """Whether products of 8-bit numbers are added up without overflow.
 
     x86 does so with VNNI only; without it, weights of 7 bits keep ONNX Runtime's sums in range.
     """
-    words = _words(Path("/proc/cpuinfo"))
+    words = _words(cpuinfo)
     return "sse2" not in words or not {"avx512_vnni", "avx_vnni"}.isdisjoint(words)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_server.runtime.cores import usable_cores
+from embedding_server.runtime.cores import sums_bytes_exactly, usable_cores
 
 ALL = len(os.sched_getaffinity(0))
 
@@ -39,3 +39,18 @@ def test_affinity() -> None:
         assert usable_cores(Path("/nowhere")) == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(
+    ("flags", "exact"),
+    [
+        ("fpu sse2 avx2", False),
+        ("fpu sse2 avx2 avx512_vnni", True),
+        ("fpu sse2 avx_vnni", True),
+        ("fp asimd asimddp", True),
+    ],
+)
+def test_sums_of_bytes(tmp_path: Path, flags: str, exact: bool) -> None:  # noqa: FBT001 - a case
+    """Of x86 processors only those with VNNI add up products of bytes exactly."""
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    assert sums_bytes_exactly(tmp_path / "cpuinfo") == exact
