@@ -80,16 +80,25 @@ def _export(directory: Path, path: Path) -> None:
     import torch  # noqa: PLC0415 - may be absent
     from transformers import AutoModel  # noqa: PLC0415 - may be absent
 
-    model = AutoModel.from_pretrained(directory, attn_implementation="eager").eval()
     names = ["input_ids", "attention_mask", "token_type_ids"]
-    sizes = {0: "texts", 1: "tokens"}
+
+    class States(torch.nn.Module):  # type: ignore[misc]
+        """The model with tensors in and a tensor out, which is what can be traced."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = AutoModel.from_pretrained(directory, attn_implementation="eager")
+
+        def forward(self, *inputs: object) -> object:
+            return self.model(**dict(zip(names, inputs, strict=True))).last_hidden_state
+
     torch.onnx.export(
-        model,
+        States().eval(),
         tuple(torch.ones(2, 8, dtype=torch.int64) for _ in names),
         str(path),
         input_names=names,
         output_names=["last_hidden_state"],
-        dynamic_axes=dict.fromkeys([*names, "last_hidden_state"], sizes),
+        dynamic_axes=dict.fromkeys([*names, "last_hidden_state"], {0: "texts", 1: "tokens"}),
         dynamo=False,
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,7 @@ def _infinity(
     command = ["env", "INFINITY_BETTERTRANSFORMER=false", "infinity_emb", "v2", "--device", "cpu"]
     command += ["--model-id", str(spec.directory), "--engine", "torch"]
     command += ["--served-model-name", "peer"]
-    with started(command, "/health") as server:
+    with started(command, "/health", subprocess.DEVNULL) as server:
         requests = bodies("peer", texts, per_request)
         drive(f"{server.url}/embeddings", requests, connections, 3.0)
         driven = drive(f"{server.url}/embeddings", requests, connections, 10.0)

@@ -46,13 +46,15 @@ def demo_server(*flags: str) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], ready: str) -> Iterator[Server]:
-    """A server that listens on a free port of this machine, once its path `ready` answers 200."""
+def started(command: Sequence[str], ready: str, log: int | None = None) -> Iterator[Server]:
+    """A server on a free port, once its path `ready` answers 200; `log` is where stderr goes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     began = time.monotonic()
-    process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=log
+    )
     url = f"http://127.0.0.1:{port}"
     try:
         _wait(url + ready, process)

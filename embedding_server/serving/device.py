@@ -140,8 +140,8 @@ class Device:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs or waits."""
-        return not self._running and not self.schedule
+        """Whether nothing runs, and so nothing waits; may be asked from any thread."""
+        return not self._running
 
     def start(self) -> None:
         """Start the slots' threads; called on the event loop that serves."""
@@ -150,9 +150,11 @@ class Device:
         self._watching = loop.create_task(self._watch())
 
     def stop(self) -> None:
-        """End the threads after the runs they are in, or leave them behind where a run hangs."""
+        """Stop the runs and end the threads, or leave them behind where a run hangs."""
         if self._watching:
             self._watching.cancel()
+        for run in self._running:
+            run.stop()
         for _ in self._threads:
             self._inbox.put(None)
         deadline = time.monotonic() + _STOP_SECONDS

@@ -5,7 +5,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import msgspec
@@ -149,7 +149,7 @@ class Source:
             speed=round(statistics.median(slow / fast for fast, slow in times), 2),
         )
 
-    @property
+    @cached_property
     def _identity(self) -> str:
         """Graph and tokenizer by content; 8-bit graphs come out of a measurement."""
         digest = hashlib.sha256(self._tokenizer_file.read_bytes())
