@@ -81,6 +81,7 @@ def _export(directory: Path, path: Path) -> None:
     from transformers import AutoModel  # noqa: PLC0415 - may be absent
 
     names = ["input_ids", "attention_mask", "token_type_ids"]
+    states = "last_hidden_state"
 
     class States(torch.nn.Module):  # type: ignore[misc]
         """The model with tensors in and a tensor out, which is what can be traced."""
@@ -97,8 +98,8 @@ def _export(directory: Path, path: Path) -> None:
         tuple(torch.ones(2, 8, dtype=torch.int64) for _ in names),
         str(path),
         input_names=names,
-        output_names=["last_hidden_state"],
-        dynamic_axes=dict.fromkeys([*names, "last_hidden_state"], {0: "texts", 1: "tokens"}),
+        output_names=[states],
+        dynamic_axes={name: {0: "texts", 1: "tokens"} for name in [*names, states]},
         dynamo=False,
     )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -161,3 +162,17 @@ async def test_cors(serve: Serve) -> None:
         assert "access-control-allow-credentials" not in answer.headers
         answer = await client.post("/api/embed", json=BODY, headers={"Origin": "https://b.example"})
         assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_reduced_precision_is_reported(serve: Serve, tmp_path: Path) -> None:
+    """In 8 bits, status and model list say what that is worth; in fp32 there is nothing to say."""
+    async with serve(precision="int8", warmup_ms=20, cache_dir=tmp_path) as client:
+        status = (await client.get("/health/status")).json()["models"]["tiny"]
+        listed = {row["id"]: row for row in (await client.get("/api/embedders")).json()}
+        assert status["precision"] == "int8"
+        assert status["quality"] == listed["tiny"]["quality"]
+        assert 0.9 < status["quality"]["cosine"] <= 1.0
+        answer = await client.post("/api/embed", json={"model": "tiny", "input": ["a", "b c"]})
+        assert answer.status_code == 200
+    async with serve() as client:
+        assert "quality" not in (await client.get("/api/embedders")).json()[0]
