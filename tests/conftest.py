@@ -43,6 +43,16 @@ class Client(httpx.AsyncClient):
     app: App
 
 
+class _Transport(httpx.ASGITransport):
+    """Calls the application in this process."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Answer, and let the application do what it leaves for after the answer."""
+        answer = await super().handle_async_request(request)
+        await asyncio.sleep(0)
+        return answer
+
+
 def parts_of(client: Client) -> Parts:
     """The parts of a client's application."""
     found: Parts = client.app.parts
@@ -80,7 +90,7 @@ def serve(models: Path, cache: Path) -> Serve:
             "warmup_ms": 0,
         }
         app = create_app(Settings(**(settings | changes)))
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]
+        transport = _Transport(app, raise_app_exceptions=False)  # type: ignore[arg-type]
         async with running(app), Client(transport=transport, base_url="http://test") as client:
             client.app = app
             await until_ready(client)

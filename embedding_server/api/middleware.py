@@ -4,6 +4,7 @@ It wraps the whole application, so that answers the framework makes by itself (4
 preflights) get an id and an event too.
 """
 
+import asyncio
 import re
 import secrets
 import time
@@ -78,7 +79,10 @@ class RequestLog:
             await self._app(scope, receive, observe)
         finally:
             if not path.startswith(_QUIET):
-                self._record(scope, fields, status, size, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                # After the answer has left: the server sends it at the end of this turn.
+                loop = asyncio.get_running_loop()
+                loop.call_soon(self._record, scope, fields, status, size, seconds)
 
     def _add_headers(self, message: HTTPResponseStartEvent, scope: Scope, name: str) -> None:
         queue = self._queue

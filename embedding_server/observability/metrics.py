@@ -101,6 +101,9 @@ class Metrics:
         )
         self.slot_restarts = counter("slot_restarts", "Run slots whose thread was replaced")
         self.run_failures = counter("run_failures", "Model runs that failed", "model")
+        self.run_fallbacks = counter(
+            "run_fallbacks", "Texts run again in fp32: their vector was not finite", "model"
+        )
 
     def _declare_models(self) -> None:
         gauge = self._gauge

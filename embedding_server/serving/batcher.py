@@ -5,7 +5,8 @@ many requests and spread one request over several; rows find back to their reque
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import structlog
@@ -45,6 +46,7 @@ class Batcher:
         device: whose run slots the model competes for.
         dimensions: width of a row.
         profile: what it costs, at first, and how it is run.
+        exact: opens the same model in fp32, for texts whose row is not finite.
     """
 
     def __init__(
@@ -56,9 +58,12 @@ class Batcher:
         metrics: Metrics,
         *,
         profile: Profile,
+        exact: Callable[[], Session] | None = None,
     ) -> None:
         self.name = name
         self.session = session
+        self.exact = cache(exact or (lambda: session))
+        """The session in fp32, opened when it is first needed."""
         self.dimensions = dimensions
         self.cost = profile.cost
         """Learned: every run corrects it."""
@@ -109,11 +114,6 @@ class Batcher:
 
     def finish(self, run: Run, good: list[tuple[Entry, Rows]], failed: list[Entry]) -> None:
         """Hand rows and failures to the jobs that wait for them."""
-        if run.error:
-            self._metrics.run_failures.labels(self.name).inc()
-            log.error("run.failed", model=self.name, texts=len(run.entries), error=repr(run.error))
-        else:
-            self._learn(run)
         for entry, row in good:
             job = entry.job
             job.rows[entry.index] = row
@@ -123,12 +123,21 @@ class Batcher:
         for entry in failed:
             if not entry.job.done.done():
                 entry.job.done.set_exception(RunError("the model failed on this input"))
+        # After those who were woken just now: they have waited long enough.
+        asyncio.get_running_loop().call_soon(self._record, run)
 
-    def _learn(self, run: Run) -> None:
+    def _record(self, run: Run) -> None:
+        """Count a run and learn from what it took."""
+        if run.error:
+            self._metrics.run_failures.labels(self.name).inc()
+            log.error("run.failed", model=self.name, texts=len(run.entries), error=repr(run.error))
+            return
         shape = run.shape
         texts, longest, tokens, _ = shape
         self._metrics.record_run(self.name, texts, longest, tokens, run.seconds)
-        if run.wide:  # costs are those of one slot
+        if run.exact:
+            self._metrics.run_fallbacks.labels(self.name).inc()
+        if run.exact or run.wide:  # costs are those of the session on one slot
             return
         error = run.seconds / self.cost.seconds(shape) - 1
         self.cost = self.cost.corrected(1 + _SMOOTHING * min(1.0, error))

@@ -37,9 +37,18 @@ log = structlog.get_logger()
 class Run:
     """One batch on a slot, with what came of it."""
 
-    def __init__(self, batcher: "Batcher", entries: list[Entry], *, wide: bool = False) -> None:
+    def __init__(
+        self,
+        batcher: "Batcher",
+        entries: list[Entry],
+        *,
+        wide: bool = False,
+        exact: bool = False,
+    ) -> None:
         self.batcher = batcher
         self.wide = wide
+        self.exact = exact
+        """Whether it is a second try in fp32, after a row that was not finite."""
         self.entries = entries
         self.stop = Stop()
         self.rows: Rows | None = None
@@ -75,7 +84,8 @@ class Run:
         started = time.perf_counter()
         try:
             texts = [entry.ids for entry in self.entries]
-            rows = self.batcher.session.run(texts, wide=self.wide, stop=self.stop)
+            session = self.batcher.exact() if self.exact else self.batcher.session
+            rows = session.run(texts, wide=self.wide, stop=self.stop)
             expected = (len(self.entries), self.batcher.dimensions)
             if rows.shape != expected:
                 raise ValueError(f"rows of shape {rows.shape}, expected {expected}")  # noqa: TRY301
@@ -88,24 +98,27 @@ class Run:
         finally:
             self.seconds = time.perf_counter() - started
 
-    def sort(self) -> tuple[list[tuple[Entry, Rows]], list[list[Entry]], list[Entry]]:
-        """What came of each entry: rows to deliver, batches to try again, entries that failed.
+    def sort(self) -> "tuple[list[tuple[Entry, Rows]], list[Run], list[Entry]]":
+        """What came of each entry: rows to deliver, runs to try next, entries that failed.
 
         A failed batch of several requests is tried again in halves, unless it hung; a text whose
-        row is not finite is tried again alone.
+        row is not finite is tried again alone, in fp32.
         """
         if self.rows is None:
             if self.stop.called or all(entry.job is self.entries[0].job for entry in self.entries):
                 return [], [], self.entries
             middle = len(self.entries) // 2
-            return [], [self.entries[:middle], self.entries[middle:]], []
+            halves = self.entries[:middle], self.entries[middle:]
+            return [], [Run(self.batcher, half) for half in halves], []
         good, bad = [], []
         for entry, row, finite in zip(self.entries, self.rows, self.finite, strict=True):
             if finite:
                 good.append((entry, row))
             else:
                 bad.append(entry)
-        return (good, [[entry] for entry in bad], []) if len(self.entries) > 1 else (good, [], bad)
+        if self.exact:
+            return good, [], bad
+        return good, [Run(self.batcher, [entry], exact=True) for entry in bad], []
 
 
 class Device:
@@ -216,7 +229,7 @@ class Device:
             self.dispatch()
             return
         good, again, failed = run.sort()
-        self._retries.extendleft(Run(run.batcher, entries) for entries in reversed(again))
+        self._retries.extendleft(reversed(again))
         if failed:  # before any retry of the same request starts
             run.batcher.finish(run, good, failed)
             self.dispatch()

@@ -6,7 +6,7 @@ from concurrent.futures import Executor
 import numpy as np
 
 from embedding_server.convert import ConvertError
-from embedding_server.core import ModelSpec
+from embedding_server.core import ModelSpec, Precision
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.session import Session, SessionError
 from embedding_server.runtime.tokenizer import Tokenizer, TokenizerError
@@ -57,7 +57,13 @@ class Loader:
         except (ConvertError, TokenizerError, SessionError) as exc:
             raise LoadError(str(exc)) from exc
         batcher = Batcher(
-            spec.id, session, self._device, spec.dimensions, self._metrics, profile=profile
+            spec.id,
+            session,
+            self._device,
+            spec.dimensions,
+            self._metrics,
+            profile=profile,
+            exact=None if session.precision is Precision.FP32 else source.exact,
         )
         return Model(
             spec,

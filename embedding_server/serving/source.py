@@ -107,6 +107,11 @@ class Source:
             shutil.rmtree(self._graph.parent, ignore_errors=True)
             raise
 
+    def exact(self) -> PackedSession:
+        """A session of the same model in fp32, on one thread."""
+        plan = msgspec.structs.replace(self._plan, precision=Precision.FP32)
+        return Source(self._spec, plan, 1).open(Threads())
+
     def profile(self, quiet: Callable[[], bool] = lambda: True) -> Profile:
         """What is stored for this model and machine, else what is measured now.
 
@@ -137,8 +142,7 @@ class Source:
 
     def quality(self) -> Quality:
         """What the reduced precision is worth, against fp32."""
-        exact_plan = msgspec.structs.replace(self._plan, precision=Precision.FP32)
-        exact = Source(self._spec, exact_plan, 1).open(Threads())
+        exact = self.exact()
         session = self.open(Threads(), wide=False)
         texts = [encoding.ids for encoding in self.tokenizer.encode(JUDGEMENT)]
         cosines = np.vecdot(normalized(session.run(texts)), normalized(exact.run(texts)))

@@ -1,7 +1,7 @@
 """Batcher and device with a fake session: order, sharing, failures, cancellation."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from itertools import chain
 
 import numpy as np
@@ -27,9 +27,12 @@ async def device() -> AsyncIterator[Device]:
     device.stop()
 
 
-def batcher(device: Device, session: FakeSession) -> Batcher:
-    """A batcher for `session`."""
-    return Batcher("fake", session, device, WIDTH, Metrics("test"), profile=Profile(Cost(), Way()))
+def batcher(
+    device: Device, session: FakeSession, exact: Callable[[], FakeSession] | None = None
+) -> Batcher:
+    """A batcher for `session`; `exact` opens it in fp32."""
+    profile = Profile(Cost(), Way())
+    return Batcher("fake", session, device, WIDTH, Metrics("test"), profile=profile, exact=exact)
 
 
 async def started(session: FakeSession) -> None:
@@ -91,6 +94,17 @@ async def test_non_finite_rows_are_failures_of_their_own(device: Device, texts: 
         await line.embed([ids(8, first=995)])
     for other in others:
         assert np.isfinite(await other).all()
+
+
+async def test_rows_are_made_finite_in_fp32(device: Device) -> None:
+    """Texts that a reduced precision cannot express run again in fp32, opened once for all."""
+    session, opened = FakeSession(nan=999), [FakeSession()]
+    line = batcher(device, session, exact=opened.pop)
+    rows = [await line.embed([ids(8), ids(8, first=995), ids(8)]) for _ in range(2)]
+    assert [row[1] for row in np.concatenate(rows).tolist()] == [0, 995, 0] * 2
+    await asyncio.sleep(0)  # counted once the rows are out
+    assert line._metrics.total(line._metrics.run_fallbacks) == 2
+    assert line.exact().batches == [[8], [8]]  # type: ignore[attr-defined]
 
 
 async def test_hung_run_is_seen_and_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
