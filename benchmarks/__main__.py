@@ -46,7 +46,7 @@ def main() -> None:
         for group in (texts, JUDGEMENT, [latency.SHORT])
     )
     session = PackedSession(graph, cores)
-    cost = profile.measure(session, spec.max_tokens, 3.0)
+    cost = profile.measure(session, spec.max_tokens, 3.0, cores)
     part = ids[:_LIMIT_TEXTS]
     before = sweep(session, part, cores)
     best = max(before, key=_speed)

@@ -16,7 +16,7 @@ from embedding_server.server import SWITCH_SECONDS
 from embedding_server.serving import profile as profiles
 from embedding_server.serving.profile import Profile
 from embedding_server.serving.source import RunPlan, Source
-from embedding_server.serving.tuning import all_ways, frontier, sweep
+from embedding_server.serving.tuning import all_ways, frontier, settle, sweep
 from embedding_server.settings import Settings
 
 _COST_SECONDS = 10.0
@@ -43,17 +43,18 @@ def tune(settings: Settings, seconds: float) -> None:
 def _tune(spec: ModelSpec, settings: Settings, seconds: float) -> None:
     cores, plan = settings.threads or usable_cores(), RunPlan.of(settings)
     source = Source(spec, plan, cores)
-    tried = all_ways(cores, source.fixed_threads)
-    points = sweep(partial(source.open, wide=False), tried, cores, spec.max_tokens, seconds)
+    tried, open_session = all_ways(cores, source.fixed_threads), partial(source.open, wide=False)
+    points = sweep(open_session, tried, cores, spec.max_tokens, seconds)
     measured = list(tqdm(points, desc=spec.id, total=len(tried), unit="point"))
     print(f"{'':32} {'batch':>7} {'tokens/s':>9} {'ms/batch':>9}")
     for point in frontier(measured):
         numbers = f"{point.tokens_per_second:9.0f} {point.run_seconds * 1000:9.1f}"
         print(f"{_describe(point.way.threads):32} {point.way.batch_tokens:7} {numbers}")
-    way = max(measured, key=lambda point: point.tokens_per_second).way
-    cost = profiles.measure(source.open(way.threads, wide=False), spec.max_tokens, _COST_SECONDS)
+    way = settle(open_session, measured, cores, spec.max_tokens, seconds)
+    cost = profiles.measure(open_session(way.threads), spec.max_tokens, _COST_SECONDS, cores)
     quality = None if plan.precision is Precision.FP32 else source.quality()
-    profiles.store(Profile(cost, way, quality), source.profile_path)
+    profile = Profile(cost, way, _COST_SECONDS + seconds * len(tried), quality)
+    profiles.store(profile, source.profile_path)
     kept = f"{_describe(way.threads)}, {way.batch_tokens} tokens per batch"
     print(f"kept for `serve`: {kept}; in {source.profile_path}")
 

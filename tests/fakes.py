@@ -21,6 +21,7 @@ class FakeSession:
     provider = "FakeExecutionProvider"
     precision = Precision.FP32
     padded = False
+    resident_bytes = 1
     has_wide = True
 
     def __init__(

@@ -109,8 +109,7 @@ def _build(
         )
     started, size = time.monotonic(), weights_file.stat().st_size
     external = out / f"{MODEL_FILE}_data" if 2 * size > EXTERNAL_ABOVE_BYTES else None
-    graph = Graph(architecture, external)
-    with _open_weights(weights_file) as weights:
+    with Graph(architecture, external) as graph, _open_weights(weights_file) as weights:
         try:
             hidden = config["hidden_size"]
             ids, lengths = graph.input("input_ids", "tokens"), graph.input("lengths", "texts")
@@ -118,9 +117,9 @@ def _build(
             states = FAMILIES[architecture](graph, weights, linear, config, packing)
         except KeyError as exc:
             raise ConvertError(f"config.json has no {exc}") from exc
-    graph.output("sentence_embedding", packing.pool(states, pooling), "texts", hidden)
-    graph.output("token_embeddings", states, "tokens", hidden)
-    graph.save(out / MODEL_FILE)
+        graph.output("sentence_embedding", packing.pool(states, pooling), "texts", hidden)
+        graph.output("token_embeddings", states, "tokens", hidden)
+        graph.save(out / MODEL_FILE)
     log.info("graph.built", architecture=architecture, seconds=round(time.monotonic() - started, 2))
 
 

@@ -110,6 +110,13 @@ class Graph:
         results = self.node("Loop", count, "", nothing, body=graph)
         return self.node("ConcatFromSequence", results, axis=axis)
 
+    def __enter__(self) -> "Graph":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file:
+            self._file.close()
+
     def save(self, path: Path) -> None:
         """Write the model file; raises `onnx.checker.ValidationError` on a malformed graph."""
         if self._file:

@@ -19,6 +19,9 @@ from embedding_server.core import Ids, Precision, Rows
 VERSION: str = ort.__version__
 """ONNX Runtime's version: part of what decides a vector's last bits."""
 
+PROVIDER = "CPUExecutionProvider"
+"""What sessions are opened with."""
+
 _FATAL_ONLY = 4
 """Errors are raised, and logged by whoever they reach; a run that was stopped is none."""
 _WIDE_BELOW_BYTES = 512 << 20
@@ -86,6 +89,10 @@ class Session(Protocol):
         """Whether a run may be wide."""
 
     @property
+    def resident_bytes(self) -> int:
+        """Size of the graph and its weights, as often as they are held."""
+
+    @property
     def padded(self) -> bool:
         """Whether every text is computed as long as its batch's longest."""
 
@@ -131,7 +138,6 @@ class PackedSession:
             self._wide = _open(path, Threads(cores))
         self.has_wide = self._wide is not self._narrow
         self.resident_bytes = size * (2 if self.has_wide else 1)
-        """Size of the graph and its weights, as often as they are held."""
         self.provider: str = self._narrow.get_providers()[0]
 
     def run(self, texts: Sequence[Ids], *, wide: bool = False, stop: Stop | None = None) -> Rows:
@@ -182,6 +188,6 @@ def _open(path: Path, threads: Threads) -> ort.InferenceSession:
         options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = _FATAL_ONLY
     try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(path, options, providers=[PROVIDER])
     except Exception as exc:  # ONNX Runtime's exceptions share no base class
         raise SessionError(f"{path}: {exc}") from exc

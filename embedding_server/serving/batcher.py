@@ -5,8 +5,8 @@ many requests and spread one request over several; rows find back to their reque
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import numpy as np
 import structlog
@@ -62,8 +62,8 @@ class Batcher:
     ) -> None:
         self.name = name
         self.session = session
-        self.exact = cache(exact or (lambda: session))
-        """The session in fp32, opened when it is first needed."""
+        self._open_exact, self._exact = exact, None if exact else session
+        self._opening = threading.Lock()
         self.dimensions = dimensions
         self.cost = profile.cost
         """Learned: every run corrects it."""
@@ -91,6 +91,19 @@ class Batcher:
     def threads(self) -> int:
         """Cores that a run takes."""
         return self.session.threads.per_run
+
+    @property
+    def resident_bytes(self) -> int:
+        """Size of graphs and weights, as often as they are held."""
+        return sum(one.resident_bytes for one in {self.session, self._exact} if one)
+
+    def exact(self) -> Session:
+        """The session in fp32, opened when it is first needed, on the slot that needs it."""
+        with self._opening:
+            if self._exact is None:
+                assert self._open_exact
+                self._exact = self._open_exact()
+            return self._exact
 
     async def embed(self, texts: Sequence[Ids]) -> Rows:
         """Raw rows of shape (texts, dimensions), in order.
@@ -124,13 +137,15 @@ class Batcher:
             if not entry.job.done.done():
                 entry.job.done.set_exception(RunError("the model failed on this input"))
         # After those who were woken just now: they have waited long enough.
-        asyncio.get_running_loop().call_soon(self._record, run)
+        asyncio.get_running_loop().call_soon(self.record, run)
 
-    def _record(self, run: Run) -> None:
+    def record(self, run: Run) -> None:
         """Count a run and learn from what it took."""
-        if run.error:
+        if run.error or (run.exact and not all(run.finite)):
+            reason = repr(run.error) if run.error else "the vector is not finite"
             self._metrics.run_failures.labels(self.name).inc()
-            log.error("run.failed", model=self.name, texts=len(run.entries), error=repr(run.error))
+            log.error("run.failed", model=self.name, texts=len(run.entries), error=reason)
+        if run.error:
             return
         shape = run.shape
         texts, longest, tokens, _ = shape
@@ -139,5 +154,5 @@ class Batcher:
             self._metrics.run_fallbacks.labels(self.name).inc()
         if run.exact or run.wide:  # costs are those of the session on one slot
             return
-        error = run.seconds / self.cost.seconds(shape) - 1
-        self.cost = self.cost.corrected(1 + _SMOOTHING * min(1.0, error))
+        off = run.seconds / self.cost.seconds(shape) - 1
+        self.cost = self.cost.corrected(1 + _SMOOTHING * min(1.0, off))

@@ -10,8 +10,10 @@ import asyncio
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import structlog
@@ -32,6 +34,8 @@ often that is looked at."""
 _STOP_SECONDS = 2.0
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 
 class Run:
@@ -131,6 +135,8 @@ class Device:
 
     def __init__(self, cores: int, max_batch_tokens: int | None, metrics: Metrics) -> None:
         self.cores = cores
+        self.runs = 0
+        """Runs started so far."""
         self.schedule: Schedule[Batcher] = Schedule(max_batch_tokens)
         self._metrics = metrics
         self._retries: deque[Run] = deque()
@@ -153,7 +159,7 @@ class Device:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs, and so nothing waits; may be asked from any thread."""
+        """Whether nothing runs, and so nothing waits; may be asked from any thread, as `runs`."""
         return not self._running
 
     def start(self) -> None:
@@ -179,6 +185,8 @@ class Device:
         """Give free cores batches, failed ones first."""
         while (free := self.cores - sum(self._running.values())) > 0:
             if self._retries:
+                if self._retries[0].batcher.threads > free:
+                    return
                 run = self._retries.popleft()
                 run.entries = [entry for entry in run.entries if not entry.job.done.done()]
                 if not run.entries:
@@ -190,6 +198,7 @@ class Device:
             else:
                 return
             run.started = time.monotonic()
+            self.runs += 1
             self._running[run] = run.batcher.threads  # a wide one shares with whoever comes
             self._inbox.put(run)
 
@@ -218,15 +227,20 @@ class Device:
             try:
                 run.execute()
             except BaseException:  # noqa: BLE001 - the run keeps it; this thread is not trusted again
-                loop.call_soon_threadsafe(self._replace, threading.current_thread())
+                self._tell(loop, self._replace, threading.current_thread())
                 return
             finally:
-                loop.call_soon_threadsafe(self._finish, run)
+                self._tell(loop, self._finish, run)
+
+    def _tell(self, loop: asyncio.AbstractEventLoop, what: Callable[[T], None], about: T) -> None:
+        with suppress(RuntimeError):  # a run that hung may outlive the loop
+            loop.call_soon_threadsafe(what, about)
 
     def _finish(self, run: Run) -> None:
         del self._running[run]
         if run.abandoned:
             self.dispatch()
+            run.batcher.record(run)
             return
         good, again, failed = run.sort()
         self._retries.extendleft(reversed(again))
@@ -238,6 +252,8 @@ class Device:
             run.batcher.finish(run, good, failed)
 
     def _replace(self, thread: threading.Thread) -> None:
+        if not self._threads:  # stopped meanwhile
+            return
         log.error("slot.restarted")
         self._metrics.slot_restarts.inc()
         self._threads.remove(thread)

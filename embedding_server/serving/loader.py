@@ -51,7 +51,10 @@ class Loader:
         try:
             with self._one_at_a_time:
                 source = Source(spec, self._plan, self._device.cores)
-                profile = source.profile(quiet=lambda: self._device.idle)
+                runs = self._device.runs
+                profile = source.profile(
+                    quiet=lambda: self._device.idle and self._device.runs == runs
+                )
                 session = source.open(profile.way.threads)
             check(spec, source.tokenizer, session)
         except (ConvertError, TokenizerError, SessionError) as exc:
@@ -72,7 +75,6 @@ class Loader:
             self._tokenizing,
             self._metrics,
             fingerprint=source.fingerprint(session.provider),
-            resident_bytes=session.resident_bytes,
             quality=profile.quality,
         )
 

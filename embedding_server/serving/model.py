@@ -36,7 +36,6 @@ class Model:
         batcher: runs them.
         executor: one thread for tokenising larger requests off the event loop.
         fingerprint: names weights, tokenizer, pooling, precision, provider and runtime version.
-        resident_bytes: size of graph and weights.
         quality: of a reduced precision, against fp32.
     """
 
@@ -49,13 +48,11 @@ class Model:
         metrics: Metrics,
         *,
         fingerprint: str,
-        resident_bytes: int,
         quality: Quality | None,
     ) -> None:
         self.spec = spec
         self.batcher = batcher
         self.fingerprint = fingerprint
-        self.resident_bytes = resident_bytes
         self.quality = quality
         self._tokenizer = tokenizer
         self._executor = executor
@@ -69,6 +66,11 @@ class Model:
     def precision(self) -> Precision:
         """What the model computes in."""
         return self.batcher.session.precision
+
+    @property
+    def resident_bytes(self) -> int:
+        """Size of graphs and weights."""
+        return self.batcher.resident_bytes
 
     @property
     def provider(self) -> str:

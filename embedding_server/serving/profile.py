@@ -17,7 +17,7 @@ import structlog
 
 from embedding_server.runtime.session import Session
 from embedding_server.serving.cost import Cost, Shape
-from embedding_server.serving.tuning import Way
+from embedding_server.serving.tuning import Way, beside_load
 
 _BATCHES: tuple[tuple[int, ...], ...] = (
     (60, 64),
@@ -47,10 +47,11 @@ class Quality(msgspec.Struct, frozen=True):
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """A model on this machine; `quality` is None in fp32."""
+    """A model on this machine, measured in `seconds`; `quality` is None in fp32."""
 
     cost: Cost
     way: Way
+    seconds: float
     quality: Quality | None = None
 
 
@@ -73,23 +74,25 @@ def store(profile: Profile, path: Path) -> None:
         log.warning("profile.unsaved", error=str(exc))
 
 
-def measure(session: Session, max_tokens: int, seconds: float) -> Cost:
+def measure(session: Session, max_tokens: int, seconds: float, cores: int) -> Cost:
     """Time runs of several batches and fit the cost by least relative squares.
 
-    It takes so many seconds, or one run where that is longer; 0 seconds give the default cost.
+    They run beside a busy event loop and, on all other cores, the same model. It takes so many
+    seconds, or one run where that is longer; 0 seconds give the default cost.
     """
     if not seconds:
         return Cost(padded=session.padded)
     deadline = time.monotonic() + seconds
     batches = [batch for batch in _BATCHES if max(batch) <= max_tokens] or [(max_tokens,)]
     best = dict.fromkeys(batches, np.inf)
-    for batch in itertools.chain.from_iterable(itertools.repeat(batches, _ROUNDS)):
-        texts = [np.full(length, _TOKEN, np.int64) for length in batch]
-        started = time.perf_counter()
-        session.run(texts)
-        best[batch] = min(best[batch], time.perf_counter() - started)
-        if time.monotonic() > deadline:
-            break
+    with beside_load(session, cores // session.threads.per_run - 1, max_tokens):
+        for batch in itertools.chain.from_iterable(itertools.repeat(batches, _ROUNDS)):
+            texts = [np.full(length, _TOKEN, np.int64) for length in batch]
+            started = time.perf_counter()
+            session.run(texts)
+            best[batch] = min(best[batch], time.perf_counter() - started)
+            if time.monotonic() > deadline:
+                break
     measured = {batch: value for batch, value in best.items() if np.isfinite(value)}
     return fit(measured, padded=session.padded)
 

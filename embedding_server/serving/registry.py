@@ -189,7 +189,8 @@ class Registry:
         seconds = resident.loaded_at - started
         self._metrics.model_ready.labels(name).set(1)
         self._metrics.model_load_seconds.labels(name).set(seconds)
-        self._metrics.model_bytes.labels(name).set(resident.model.resident_bytes)
+        model = resident.model
+        self._metrics.model_bytes.labels(name).set_function(lambda: model.resident_bytes)
         log.info("model.loaded", model=name, seconds=round(seconds, 2))
 
 

@@ -15,6 +15,7 @@ from embedding_server.convert import Int8, convert
 from embedding_server.core import Ids, ModelSpec, Precision, normalized
 from embedding_server.runtime.cores import sums_bytes_exactly
 from embedding_server.runtime.session import (
+    PROVIDER,
     VERSION,
     PackedSession,
     Session,
@@ -118,7 +119,7 @@ class Source:
         That is stored where `quiet` held before and after: nothing else used the machine.
         """
         profile = profiles.stored(self.profile_path)
-        if profile:
+        if profile and profile.seconds >= self._plan.warmup:
             return profile
         was_quiet = quiet()
         profile = self._measure()
@@ -129,7 +130,8 @@ class Source:
     @property
     def profile_path(self) -> Path:
         """Where the profile is kept."""
-        key = f"{self._identity} {device_name()} {self._cores} {self.fixed_threads}"
+        machine = f"{PROVIDER} {device_name()} {self._cores}"
+        key = f"{self._identity} {machine} {self.fixed_threads}"
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
         return self._plan.cache.expanduser() / "profiles" / f"{name}.json"
 
@@ -172,8 +174,9 @@ class Source:
         session = self.open(way.threads, wide=False)
         judged = half and self._plan.precision is not Precision.FP32
         return Profile(
-            cost=profiles.measure(session, limit, half),
+            cost=profiles.measure(session, limit, half, self._cores),
             way=way,
+            seconds=self._plan.warmup,
             quality=self.quality() if judged else None,
         )
 

@@ -45,19 +45,16 @@ class Point(msgspec.Struct, frozen=True):
 
 
 def ways(cores: int, fixed: Threads | None) -> list[Way]:
-    """What is tried at a first load, the default first; larger batches with its threads only.
-
-    `ALWAYS` is not: with several models, their threads would take cores from one another.
-    """
+    """What is tried at a first load, the default first; larger batches with its threads only."""
     first, *others = _threads(cores, fixed, [Spinning.NEVER])
-    larger = [Way(first, tokens) for tokens in _SIZES[1:]]
-    return [Way(first), *(Way(threads) for threads in others), *larger]
+    return [Way(first, tokens) for tokens in _SIZES] + [Way(threads) for threads in others]
 
 
 def all_ways(cores: int, fixed: Threads | None) -> list[Way]:
-    """Everything there is to try."""
-    threads = _threads(cores, fixed, [Spinning.NEVER, Spinning.ALWAYS])
-    return [Way(one, tokens) for one in threads for tokens in _LONG_SIZES]
+    """Everything there is to try, the default first."""
+    first, *others = _threads(cores, fixed, [Spinning.NEVER, Spinning.ALWAYS])
+    tried = [Way(threads, tokens) for threads in (first, *others) for tokens in _LONG_SIZES]
+    return sorted(tried, key=lambda way: way != Way(first))
 
 
 def _threads(cores: int, fixed: Threads | None, spinning: Sequence[Spinning]) -> list[Threads]:
@@ -76,19 +73,36 @@ def best_way(
     is not tried.
     """
     deadline, share = time.monotonic() + seconds, seconds / (len(candidates) + 2)
+    points = []
+    for point in sweep(open_session, candidates, cores, max_tokens, share):
+        points.append(point)
+        if time.monotonic() >= deadline:
+            break
+    return settle(open_session, points, cores, max_tokens, share)
 
-    def speed(way: Way) -> float:
-        return measure(open_session(way.threads), way, cores, max_tokens, share).tokens_per_second
 
-    default = candidates[0]
-    speeds = {default: speed(default)}
-    for way in candidates[1:]:
-        if time.monotonic() < deadline:
-            speeds[way] = speed(way)
-    best = max(speeds, key=lambda way: speeds[way])
-    if speeds[best] > _GAIN * speeds[default] and speed(best) > _GAIN * speed(default):
-        return best
-    return default
+def settle(
+    open_session: Open, points: Sequence[Point], cores: int, max_tokens: int, seconds: float
+) -> Way:
+    """The way of the first point, or one that is clearly faster, then and measured once more.
+
+    `ALWAYS` is no choice: with several models, their threads would take cores from one another.
+    """
+
+    def again(point: Point) -> Point:
+        return measure(open_session(point.way.threads), point.way, cores, max_tokens, seconds)
+
+    default = points[0]
+    allowed = [point for point in points if point.way.threads.spinning is not Spinning.ALWAYS]
+    best = max(allowed, key=_speed)
+    clear = _speed(best) > _GAIN * _speed(default)
+    return (
+        best.way if clear and _speed(again(best)) > _GAIN * _speed(again(default)) else default.way
+    )
+
+
+def _speed(point: Point) -> float:
+    return point.tokens_per_second
 
 
 def sweep(
@@ -115,7 +129,7 @@ def measure(session: Session, way: Way, cores: int, max_tokens: int, seconds: fl
     """Keep all cores busy for so long, beside a busy event loop; one run each at least."""
     slots, texts = cores // way.threads.per_run, batch(way.batch_tokens, max_tokens)
     session.run(texts)
-    with _event_loop(), ThreadPoolExecutor(slots) as pool:
+    with beside_load(session, 0, max_tokens), ThreadPoolExecutor(slots) as pool:
         started = time.perf_counter()
 
         def work(_: int) -> tuple[int, float]:
@@ -145,20 +159,27 @@ def batch(tokens: int, max_tokens: int) -> list[Ids]:
 
 
 @contextmanager
-def _event_loop() -> Iterator[None]:
-    """A thread that does as a loaded event loop does."""
-    done = threading.Event()
+def beside_load(session: Session, slots: int, max_tokens: int) -> Iterator[None]:
+    """Load as a busy server has it: an event loop at work, and so many slots that run batches."""
+    done, texts = threading.Event(), batch(_SIZES[0], max_tokens)
 
-    def work() -> None:
+    def loop() -> None:
         while not done.wait(_LOOP_EVERY_SECONDS):
             end = time.perf_counter() + _LOOP_BUSY_SECONDS
             while time.perf_counter() < end:
                 pass
 
-    thread = threading.Thread(target=work, name="synthetic-load", daemon=True)
-    thread.start()
+    def slot() -> None:
+        while not done.is_set():
+            session.run(texts)
+
+    work = [loop] + [slot] * slots
+    threads = [threading.Thread(target=one, name="synthetic-load", daemon=True) for one in work]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         done.set()
-        thread.join()
+        for thread in threads:
+            thread.join()

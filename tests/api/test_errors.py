@@ -8,6 +8,7 @@ import pytest
 from embedding_server.api.parts import Parts
 from embedding_server.core import Precision
 from embedding_server.runtime.session import Threads
+from embedding_server.serving import device
 from embedding_server.serving.model import Model
 from tests.conftest import Client, Serve, parts_of
 from tests.fakes import FakeSession
@@ -30,6 +31,7 @@ class Broken:
     precision = Precision.FP32
     padded = False
     has_wide = False
+    resident_bytes = 1
     threads = Threads()
 
     def run(self, texts: Any, **_: Any) -> Any:
@@ -87,6 +89,23 @@ async def test_defect_of_ours(client: Client) -> None:
     assert answer.status_code == 500
     assert answer.json()["code"] == "INTERNAL_ERROR"
     assert "NoneType" not in answer.text
+
+
+async def test_hung_run(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run over the watchdog's limit turns readiness 503, which says so; liveness stays 200."""
+    monkeypatch.setattr(device, "_WATCHDOG_SECONDS", 0.0)
+    monkeypatch.setattr(device, "_WATCHDOG_FACTOR", 0.0)
+    session = Stuck()
+    model_of(client).batcher.session = session
+    request = asyncio.create_task(client.post("/api/embed", json=BODY))
+    await asyncio.to_thread(session.running.acquire, timeout=10)
+    answer = await client.get("/health/ready")
+    assert answer.status_code == 503
+    assert "a model run hangs" in answer.json()["reasons"][0]
+    assert (await client.get("/health/live")).status_code == 200
+    session.release()
+    assert (await request).status_code == 200
+    assert (await client.get("/health/ready")).status_code == 200
 
 
 async def test_client_deadline(client: Client) -> None:

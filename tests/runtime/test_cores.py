@@ -21,14 +21,26 @@ ALL = len(os.sched_getaffinity(0))
         ({"cpu.max": "6400000 100000"}, ALL),
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, ALL),
         ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({"system.slice/unit/cpu.max": "50000 100000"}, 1),
+        ({"system.slice/cpu.max": "50000 100000", "system.slice/unit/cpu.max": "max 100000"}, 1),
+        ({"user.slice/cpu.max": "50000 100000"}, ALL),
+        (
+            {
+                "cpu/system.slice/unit/cpu.cfs_quota_us": "50000",
+                "cpu/system.slice/unit/cpu.cfs_period_us": "100000",
+            },
+            1,
+        ),
     ],
 )
 def test_quota(tmp_path: Path, files: dict[str, str], cores: int) -> None:
-    """The quota of either cgroup version caps the cores, rounded up, never below one."""
+    """The least quota of a group this process is in caps the cores, rounded up, never below one."""
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(f"{text}\n")
-    assert usable_cores(tmp_path) == cores
+    own = tmp_path / "own"
+    own.write_text("4:cpu,cpuacct:/system.slice/unit\n0::/system.slice/unit\n")
+    assert usable_cores(tmp_path, own) == cores
 
 
 def test_affinity() -> None:

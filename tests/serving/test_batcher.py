@@ -31,7 +31,7 @@ def batcher(
     device: Device, session: FakeSession, exact: Callable[[], FakeSession] | None = None
 ) -> Batcher:
     """A batcher for `session`; `exact` opens it in fp32."""
-    profile = Profile(Cost(), Way())
+    profile = Profile(Cost(), Way(), 0.0)
     return Batcher("fake", session, device, WIDTH, Metrics("test"), profile=profile, exact=exact)
 
 

@@ -79,6 +79,9 @@ def test_profile_is_measured_once(spec: ModelSpec, tmp_path: Path) -> None:
     changed = msgspec.structs.replace(profile, cost=Cost(run=1.0))
     store(changed, source.profile_path)
     assert source.profile() == changed
+    longer = Source(spec, msgspec.structs.replace(plan, warmup=0.06), 2)
+    assert longer.profile_path == source.profile_path
+    assert longer.profile().cost != changed.cost
     fixed = Source(spec, msgspec.structs.replace(plan, threads_per_run=2), 2)
     assert fixed.profile().way.threads == Threads(2)
 

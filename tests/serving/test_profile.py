@@ -83,10 +83,10 @@ def test_time_box(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow model is measured no longer than allowed, by at most one run; 0 measures nothing."""
     session = Clocked(Cost(1.0, 0.0, 0.01, 0.0))
     monkeypatch.setattr(module, "time", session)
-    measure(session, 256, 3.0)
+    measure(session, 256, 3.0, 1)
     assert len(session.batches) <= 3
     before = len(session.batches)
-    assert measure(session, 256, 0.0) == Cost()
+    assert measure(session, 256, 0.0, 1) == Cost()
     assert len(session.batches) == before
 
 
@@ -95,7 +95,7 @@ def test_measuring_finds_the_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     cost = Cost(2e-3, 1e-4, 2e-4, 3e-7)
     session = Clocked(cost)
     monkeypatch.setattr(module, "time", session)
-    found, shape = measure(session, 256, 100.0), Shape.of([99, 3])
+    found, shape = measure(session, 256, 100.0, 1), Shape.of([99, 3])
     assert found.seconds(shape) == pytest.approx(cost.seconds(shape), rel=1e-3)
 
 
@@ -103,7 +103,9 @@ def test_stored_and_read(tmp_path: Path) -> None:
     """A profile is read as it was stored; a damaged or missing one is none."""
     path = tmp_path / "profiles" / "p.json"
     assert stored(path) is None
-    profile = Profile(Cost(), Way(Threads(2, Spinning.NEVER), 512), Quality(cosine=0.99, speed=1.7))
+    profile = Profile(
+        Cost(), Way(Threads(2, Spinning.NEVER), 512), 3.0, Quality(cosine=0.99, speed=1.7)
+    )
     store(profile, path)
     assert stored(path) == profile
     path.write_text("{")
@@ -113,5 +115,5 @@ def test_stored_and_read(tmp_path: Path) -> None:
 def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
     """A profile that cannot be stored is no failure."""
     (tmp_path / "file").touch()
-    store(Profile(Cost(), Way()), tmp_path / "file" / "p.json")
+    store(Profile(Cost(), Way(), 3.0), tmp_path / "file" / "p.json")
     assert stored(tmp_path / "file" / "p.json") is None

@@ -5,6 +5,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from embedding_server.serving.cost import Cost, Shape
 from embedding_server.serving.schedule import INTERACTIVE_IN_A_ROW, Entry, Lane, Schedule, plan
@@ -77,6 +78,57 @@ def test_nobody_waits_longer_than_stated(requests: Any, budget: int) -> None:
         mine = [entry for entry in entries if lanes[id(entry.line)] is lane]
         for older, entry in enumerate(mine):
             assert when[entry.sequence] <= math.ceil((older + 1) * share - 1e-9)
+
+
+class Traffic(RuleBasedStateMachine):
+    """Arrivals, departures and batches in any order: the bound holds from whenever a text came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.schedule: Schedule[Model] = Schedule(128)
+        self.models = [Model(padded=number % 2 == 1) for number in range(3)]
+        self.waiting: dict[Lane, list[Entry]] = {lane: [] for lane in Lane}
+        self.due: dict[int, int] = {}
+        """Sequence -> the batch by which it runs."""
+        self.batches = 0
+
+    @rule(lane=st.sampled_from(list(Lane)), model=st.integers(0, 2), lengths=LENGTHS)
+    def arrive(self, lane: Lane, model: int, lengths: list[int]) -> None:
+        """A request comes."""
+        texts = [ids(length) for length in lengths]
+        share = 1 + (1 / INTERACTIVE_IN_A_ROW if lane is Lane.INTERACTIVE else INTERACTIVE_IN_A_ROW)
+        for entry in self.schedule.add(self.models[model], lane, None, texts):
+            self.waiting[lane].append(entry)
+            batches = math.ceil(len(self.waiting[lane]) * share - 1e-9)
+            self.due[entry.sequence] = self.batches + batches
+
+    @rule(lane=st.sampled_from(list(Lane)), data=st.data())
+    def leave(self, lane: Lane, data: st.DataObject) -> None:
+        """A client hangs up."""
+        if self.waiting[lane]:
+            entry = data.draw(st.sampled_from(self.waiting[lane]))
+            entry.line.remove(entry)
+            self.waiting[lane].remove(entry)
+
+    @rule()
+    def run(self) -> None:
+        """A slot takes a batch, which nobody in it has waited too long for."""
+        taken = self.schedule.take(1)
+        assert bool(taken) == any(self.waiting.values())
+        self.batches += 1
+        for entry in taken[1] if taken else ():
+            assert self.batches <= self.due[entry.sequence]
+            (lane,) = (one for one, waiting in self.waiting.items() if entry in waiting)
+            self.waiting[lane].remove(entry)
+
+    @invariant()
+    def counts(self) -> None:
+        """The schedule knows how many texts wait."""
+        interactive, bulk = (len(self.waiting[lane]) for lane in Lane)
+        assert repr(self.schedule) == f"Schedule(interactive={interactive}, bulk={bulk})"
+
+
+test_traffic = Traffic.TestCase
 
 
 @given(REQUESTS)

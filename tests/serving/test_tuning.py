@@ -38,7 +38,8 @@ def test_what_is_tried() -> None:
     """Cores are divided evenly, the default comes first, what is fixed leaves sizes to try."""
     assert ways(1, None) == [Way(ONE, 256), Way(ONE, 512), Way(ONE, 1024)]
     quiet = Threads(4, Spinning.NEVER)
-    assert [way.threads for way in ways(4, None)] == [ONE, TWO, FOUR, quiet, ONE, ONE]
+    assert [way.threads for way in ways(4, None)] == [ONE, ONE, ONE, TWO, FOUR, quiet]
+    assert all_ways(4, None)[0] == ways(4, None)[0] == Way()
     assert {way.threads for way in ways(4, TWO)} == {TWO}
     spinning = {way.threads.spinning for way in all_ways(4, None)}
     assert spinning == set(Spinning)
@@ -91,7 +92,7 @@ def test_default_is_left_for_a_clear_gain(
 ) -> None:
     """Another way serves where it is clearly faster, measured twice."""
     monkeypatch.setattr(module, "time", Clock)
-    monkeypatch.setattr(module, "_event_loop", nullcontext)
+    monkeypatch.setattr(module, "beside_load", lambda *_: nullcontext())
     order = iter(speeds)
     candidates = [Way(ONE), Way(TWO)]
     chosen = best_way(lambda threads: Paced(threads, order), candidates, 2, 256, 1000.0)
