@@ -5,6 +5,7 @@ import statistics
 import sys
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -12,8 +13,8 @@ from benchmarks import latency
 from benchmarks.corpus import corpus
 from benchmarks.graphs import speedups
 from benchmarks.invariance import largest_difference
-from benchmarks.limit import BUDGETS, Limit, measure, sweep
-from benchmarks.loads import in_flight, loads, shares
+from benchmarks.limit import again, speed, sweep
+from benchmarks.loads import beside, in_flight, loads, shares
 from benchmarks.peers import peers
 from benchmarks.report import Report, Row, show, store
 from benchmarks.server import demo_server
@@ -21,14 +22,12 @@ from benchmarks.simulate import ceiling, modelled_limit, planning_seconds
 from benchmarks.variants import against_default, three_models, trades
 from embedding_server.catalog.demo import demo_model
 from embedding_server.convert import convert
-from embedding_server.core import Ids
+from embedding_server.core import Ids, ModelSpec
 from embedding_server.runtime.cores import usable_cores
 from embedding_server.runtime.session import PackedSession
 from embedding_server.runtime.tokenizer import Tokenizer
-from embedding_server.serving import profile
-from embedding_server.serving.profile import device_name
+from embedding_server.serving.profile import device_name, stored
 from embedding_server.serving.texts import JUDGEMENT
-from embedding_server.serving.tuning import Way
 
 _LIMIT_TEXTS = 500
 """A pass over so many is one measurement of the limit."""
@@ -39,51 +38,63 @@ _IN_FLIGHT = (1, 8, 32, 64, 128)
 def main() -> None:
     """Measure everything, print it and store it."""
     spec, cores, texts = demo_model(), usable_cores(), corpus()
-    graph = convert(spec.directory, spec.pooling, Path("~/.cache/embedding-server"))
+    with TemporaryDirectory() as cache:
+        report = _measure(spec, cores, texts, Path(cache))
+    show(report)
+    store(report)
+
+
+def _measure(spec: ModelSpec, cores: int, texts: list[str], cache: Path) -> Report:
     tokenizer = Tokenizer(spec.directory / "tokenizer.json", spec.max_tokens)
     ids, judged, (short,) = (
         [encoding.ids for encoding in tokenizer.encode(group)]
         for group in (texts, JUDGEMENT, [latency.SHORT])
     )
-    session = PackedSession(graph, cores)
-    cost = profile.measure(session, spec.max_tokens, 3.0, cores)
-    part = ids[:_LIMIT_TEXTS]
-    before = sweep(session, part, cores)
-    best = max(before, key=_speed)
-    limit = partial(measure, session, part, best.budget, best.slots, best.threads)
-    with demo_server():  # converts and measures, so that the next start does not
+    lengths = list(map(len, ids))
+    mean, part = statistics.mean(lengths), ids[:_LIMIT_TEXTS]
+    with demo_server("--cache-dir", str(cache)):  # converts and measures
         pass
-    with demo_server() as server:
-        found = shares(server.url, loads(server.url, spec.id, texts), lambda: _speed(limit()))
+    (profile,) = filter(None, map(stored, cache.glob("profiles/*.json")))
+    session = PackedSession(convert(spec.directory, spec.pooling, cache), cores)
+    before = sweep(session, part, cores)
+    best = max(before, key=speed)
+    beside_limit = partial(beside, partial(again, session, part, before))
+    with demo_server("--cache-dir", str(cache)) as server:
+        ours = shares(server.url, loads(server.url, spec.id, texts), beside_limit)
         waits = latency.measure(server.url, spec.id, session, short, texts)
+    theirs = peers(spec, texts, lengths, cores, beside_limit)
     after = sweep(session, part, cores)
-    top = max(map(_speed, before + after))
-    mean = statistics.mean(map(len, ids))
-    ideal = modelled_limit(ids, cost, cores, BUDGETS)
+    top = max(map(speed, before + after))
+    ideal = modelled_limit(ids, profile.cost, cores, best.budget)
     ceilings = {
-        count: ceiling(ids, cost, count, cores, Way().batch_tokens) / ideal for count in _IN_FLIGHT
+        count: ceiling(ids, profile.cost, count, cores, profile.way.batch_tokens) / ideal
+        for count in _IN_FLIGHT
     }
 
-    def row(name: str, speed: float, share: float) -> Row:
-        # A lone text runs on all cores, which the simulation does not know.
-        simulated = ceilings[min(in_flight(name), max(_IN_FLIGHT))] if in_flight(name) > 1 else None
+    def row(name: str, found: tuple[float, float], simulated: float | None = None) -> Row:
         return Row(
             name=name,
-            tokens_per_second=speed,
-            texts_per_second=speed / mean,
-            of_best_limit=speed / top,
-            of_limit_beside=share,
-            of_ceiling=share / simulated if simulated else None,
+            tokens_per_second=found[0],
+            texts_per_second=found[0] / mean,
+            of_best_limit=found[0] / top,
+            of_limit_beside=found[1],
+            of_ceiling=found[1] / simulated if simulated else None,
         )
 
-    report = Report(
+    def simulated(name: str) -> float | None:
+        # A lone text runs on all cores, which the simulation does not know.
+        return ceilings[min(in_flight(name), max(_IN_FLIGHT))] if in_flight(name) > 1 else None
+
+    return Report(
         machine=f"{device_name()}, {cores} cores, Python {sys.version.split()[0]}",
-        corpus=_describe(ids),
+        corpus=_describe(lengths),
+        mean_tokens=mean,
+        profile=profile,
         before=before,
         after=after,
-        rows=[row(name, *pair) for name, pair in found.items()],
+        rows=[row(name, found, simulated(name)) for name, found in ours.items()],
         ceilings=ceilings,
-        peers=peers(spec, texts, cores),
+        peers={name: found and row(name, found) for name, found in theirs.items()},
         latency=waits,
         start_seconds=server.start_seconds,
         planning_ms={
@@ -99,12 +110,6 @@ def main() -> None:
         },
         trades=trades(spec, session, _mixed(ids), judged),
     )
-    show(report)
-    store(report)
-
-
-def _speed(limit: Limit) -> float:
-    return limit.tokens_per_second
 
 
 def _mixed(ids: list[Ids]) -> list[Ids]:
@@ -112,10 +117,10 @@ def _mixed(ids: list[Ids]) -> list[Ids]:
     return [ids[at] for at in chosen]
 
 
-def _describe(ids: list[Ids]) -> str:
-    lengths = sorted(map(len, ids))
-    shares = {f"p{share}": lengths[len(lengths) * share // 100] for share in (10, 50, 90, 99)}
-    return f"{len(ids)} texts, mean {statistics.mean(lengths):.1f} tokens, {json.dumps(shares)}"
+def _describe(lengths: list[int]) -> str:
+    ordered = sorted(lengths)
+    shares = {f"p{share}": ordered[len(ordered) * share // 100] for share in (10, 50, 90, 99)}
+    return f"{len(lengths)} texts, mean {statistics.mean(lengths):.1f} tokens, {json.dumps(shares)}"
 
 
 if __name__ == "__main__":

@@ -21,17 +21,14 @@ class Limit(msgspec.Struct, frozen=True):
 
     budget: int
     slots: int
-    threads: int
-    texts_per_second: float
+    """Batches at once; one at once has all cores."""
     tokens_per_second: float
 
 
 def sweep(session: Session, texts: Sequence[Ids], cores: int) -> list[Limit]:
     """Every budget, with one batch per core at once and with one batch on all cores."""
     return [
-        measure(session, texts, budget, slots, cores // slots)
-        for slots in sorted({1, cores})
-        for budget in BUDGETS
+        measure(session, texts, budget, slots) for slots in sorted({1, cores}) for budget in BUDGETS
     ]
 
 
@@ -49,7 +46,7 @@ def batches(texts: Sequence[Ids], budget: int) -> Iterator[list[Ids]]:
         yield batch
 
 
-def measure(session: Session, texts: Sequence[Ids], budget: int, slots: int, threads: int) -> Limit:
+def measure(session: Session, texts: Sequence[Ids], budget: int, slots: int) -> Limit:
     """One pass over the texts."""
     plan = list(batches(texts, budget))[::-1]  # the longest first: no slot ends much later
     with ThreadPoolExecutor(slots) as pool:
@@ -57,5 +54,15 @@ def measure(session: Session, texts: Sequence[Ids], budget: int, slots: int, thr
         for _ in pool.map(lambda batch: session.run(batch, wide=slots == 1), plan):
             pass
         seconds = time.perf_counter() - started
-    tokens = sum(map(len, texts))
-    return Limit(budget, slots, threads, len(texts) / seconds, tokens / seconds)
+    return Limit(budget, slots, sum(map(len, texts)) / seconds)
+
+
+def speed(limit: Limit) -> float:
+    """What a point is judged by."""
+    return limit.tokens_per_second
+
+
+def again(session: Session, texts: Sequence[Ids], points: Sequence[Limit]) -> float:
+    """Tokens per second of the better of the sweep's two best points, measured now."""
+    best = sorted(points, key=speed)[-2:]
+    return max(speed(measure(session, texts, one.budget, one.slots)) for one in best)

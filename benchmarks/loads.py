@@ -4,13 +4,12 @@ A shared machine changes its speed within seconds. So every load runs between tw
 the limit, several times over, and its share is the median of these rounds.
 """
 
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
-from threading import Thread
 
 from benchmarks.load import Driven, bodies, drive
 from benchmarks.server import tokens_served
@@ -27,6 +26,9 @@ _SHAPES = {
 
 Load = Callable[[float], Driven]
 """Drives a server for so many seconds."""
+
+Beside = Callable[[Callable[[], float]], tuple[float, float]]
+"""What a measurement gives, and its share of the limit around it."""
 
 
 def loads(url: str, model: str, texts: Sequence[str]) -> dict[str, Load]:
@@ -47,19 +49,15 @@ def in_flight(name: str) -> int:
 
 
 def shares(
-    url: str, loads: Mapping[str, Load], limit: Callable[[], float]
+    url: str, loads: Mapping[str, Load], beside_limit: Beside
 ) -> dict[str, tuple[float, float]]:
     """Load -> the medians of its tokens per second, and of its share of the limit around it."""
     for load in loads.values():
         load(WARM_UP_SECONDS)
     speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in loads}
-    before = limit()
     for _ in range(ROUNDS):
         for name, load in loads.items():
-            speed = tokens_per_second(url, load)
-            after = limit()
-            speeds[name].append((speed, 2 * speed / (before + after)))
-            before = after
+            speeds[name].append(beside_limit(partial(tokens_per_second, url, load)))
     return {
         name: (
             statistics.median(speed for speed, _ in found),
@@ -67,6 +65,12 @@ def shares(
         )
         for name, found in speeds.items()
     }
+
+
+def beside(limit: Callable[[], float], measure: Callable[[], float]) -> tuple[float, float]:
+    """What `measure` gives, and its share of the limit just before and after."""
+    before, speed, after = limit(), measure(), limit()
+    return speed, 2 * speed / (before + after)
 
 
 def tokens_per_second(url: str, load: Load, seconds: float = SECONDS) -> float:
@@ -81,19 +85,17 @@ def _openai(url: str, model: str, texts: Sequence[str], seconds: float) -> Drive
     from openai import OpenAI  # noqa: PLC0415 - may be absent, takes a second
 
     groups = [list(texts[at : at + 32]) for at in range(0, len(texts), 32)]
-    started, answered = time.perf_counter(), itertools.count()
+    started = time.perf_counter()
 
-    def work(number: int) -> None:
+    def work(number: int) -> int:
         client = OpenAI(base_url=f"{url}/v1", api_key="none")
-        at = number
+        answered = 0
         while time.perf_counter() - started < seconds:
-            client.embeddings.create(model=model, input=groups[at % len(groups)])
-            at += 4
-            next(answered)
+            group = groups[(number + 4 * answered) % len(groups)]
+            client.embeddings.create(model=model, input=group)
+            answered += 1
+        return answered
 
-    threads = [Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return Driven(next(answered), time.perf_counter() - started)
+    with ThreadPoolExecutor(4) as pool:
+        answered = sum(pool.map(work, range(4)))
+    return Driven(answered, time.perf_counter() - started)

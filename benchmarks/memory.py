@@ -9,7 +9,8 @@ from benchmarks.server import Server, demo_server
 from embedding_server.catalog.demo import demo_model
 
 _TEXTS, _PER_REQUEST, _CONNECTIONS = 100_000, 16, 8
-_MOST_WORDS = 60
+_MOST_WORDS = 200
+"""About as many tokens as the model takes."""
 _WARM_UP_SECONDS, _STEP_SECONDS = 10.0, 20.0
 
 
@@ -27,6 +28,7 @@ def main() -> None:
     ]
     with demo_server() as server:
         url = f"{server.url}/api/embed"
+        print(f"when ready    {server.resident_mb:8.0f} MiB", flush=True)
         drive(url, requests, _CONNECTIONS, _WARM_UP_SECONDS)
         first, start = server.resident_mb, server.texts
         print(f"after warm-up {first:8.0f} MiB", flush=True)

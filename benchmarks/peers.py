@@ -15,35 +15,48 @@ import numpy as np
 from safetensors import safe_open
 
 from benchmarks.load import bodies, drive
+from benchmarks.loads import Beside
 from benchmarks.server import started
 from embedding_server.convert.blocks import gelu, layer_norm
 from embedding_server.convert.graph import Graph
 from embedding_server.convert.linear import in_fp32
 from embedding_server.core import ModelSpec
 
-_TEXTS = 300
+_TEXTS, _WARM_UP_TEXTS = 300, 32
 """Slow peers get so many texts."""
 
 
-def peers(spec: ModelSpec, texts: Sequence[str], cores: int) -> dict[str, float | None]:
-    """Texts per second of every peer, None where it is absent."""
+def peers(
+    spec: ModelSpec, texts: Sequence[str], lengths: Sequence[int], cores: int, beside: Beside
+) -> dict[str, tuple[float, float] | None]:
+    """Tokens per second of every peer and their share of the limit, None where it is absent.
+
+    `lengths` are the tokens of every text.
+    """
     sample = list(texts[:_TEXTS])
-    speeds: dict[str, float | None] = {}
+    tokens, mean = sum(lengths[:_TEXTS]), sum(lengths) / len(lengths)
+
+    def timed(embed: Callable[[list[str]], object]) -> tuple[float, float]:
+        embed(sample[:_WARM_UP_TEXTS])
+        return beside(lambda: tokens / _time(lambda: embed(sample)))
+
+    found: dict[str, tuple[float, float] | None] = {}
     with fastembed_model(spec, cores) as embed:
         for name, size in (("default", 256), ("32", 32), ("1", 1)):
-            speeds[f"FastEmbed, batch {name}"] = _time(partial(embed, sample, size), sample)
-    speeds["sentence-transformers"] = _sentence_transformers(spec, sample)
+            found[f"FastEmbed, batch {name}"] = timed(partial(embed, size))
+    model = _sentence_transformers(spec)
+    found["sentence-transformers"] = timed(model) if model else None
     for name, load in (("1 x 32 connections", (1, 32)), ("32 x 4 connections", (32, 4))):
-        speeds[f"Infinity, {name}"] = _infinity(spec, texts, *load)
-    return speeds
+        found[f"Infinity, {name}"] = (
+            beside(lambda load=load: mean * _infinity(spec, texts, *load))  # type: ignore[misc]
+            if shutil.which("infinity_emb")
+            else None
+        )
+    return found
 
 
-def _infinity(
-    spec: ModelSpec, texts: Sequence[str], per_request: int, connections: int
-) -> float | None:
-    """Infinity's server with its torch engine."""
-    if shutil.which("infinity_emb") is None:
-        return None
+def _infinity(spec: ModelSpec, texts: Sequence[str], per_request: int, connections: int) -> float:
+    """Texts per second of Infinity's server with its torch engine."""
     command = ["env", "INFINITY_BETTERTRANSFORMER=false", "infinity_emb", "v2", "--device", "cpu"]
     command += ["--model-id", str(spec.directory), "--engine", "torch"]
     command += ["--served-model-name", "peer"]
@@ -55,19 +68,20 @@ def _infinity(
 
 
 @contextmanager
-def fastembed_model(
-    spec: ModelSpec, cores: int
-) -> Iterator[Callable[[Sequence[str], int], object]]:
+def fastembed_model(spec: ModelSpec, cores: int) -> Iterator[Callable[[int, list[str]], object]]:
     """FastEmbed's own `embed` on a padded graph of the same weights."""
     from fastembed import TextEmbedding  # noqa: PLC0415 - loading it takes a second
     from fastembed.common.model_description import ModelSource, PoolingType  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as scratch:
-        for name in ("config.json", "tokenizer_config.json", "special_tokens_map.json"):
+        for name in ("config.json", "special_tokens_map.json"):
             shutil.copy(spec.directory / name, scratch)
-        tokenizer = json.loads((spec.directory / "tokenizer.json").read_text())
-        tokenizer["truncation"] = tokenizer["padding"] = None
-        Path(scratch, "tokenizer.json").write_text(json.dumps(tokenizer))
+        for name, changes in (
+            ("tokenizer.json", {"truncation": None, "padding": None}),
+            ("tokenizer_config.json", {"model_max_length": spec.max_tokens}),
+        ):
+            content = json.loads((spec.directory / name).read_text())
+            Path(scratch, name).write_text(json.dumps(content | changes))
         padded_graph(spec.directory, Path(scratch, "model.onnx"))
         TextEmbedding.add_custom_model(
             model="bench/padded",
@@ -78,7 +92,11 @@ def fastembed_model(
             model_file="model.onnx",
         )
         model = TextEmbedding("bench/padded", specific_model_path=scratch, threads=cores)
-        yield lambda texts, size: list(model.embed(texts, batch_size=size))
+
+        def embed(size: int, texts: list[str]) -> object:
+            return list(model.embed(texts, batch_size=size))
+
+        yield embed
 
 
 def padded_graph(directory: Path, path: Path) -> None:
@@ -139,16 +157,17 @@ def padded_graph(directory: Path, path: Path) -> None:
     graph.save(path)
 
 
-def _sentence_transformers(spec: ModelSpec, texts: list[str]) -> float | None:
+def _sentence_transformers(spec: ModelSpec) -> Callable[[list[str]], object] | None:
+    """Its `encode`; None where it is absent."""
     if find_spec("sentence_transformers") is None:
         return None
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - may be absent
 
     model = SentenceTransformer(str(spec.directory), device="cpu")
-    return _time(lambda: model.encode(texts, batch_size=32), texts)
+    return lambda texts: model.encode(texts, batch_size=32)
 
 
-def _time(work: Callable[[], object], texts: Sequence[str]) -> float:
+def _time(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
-    return len(texts) / (time.perf_counter() - started)
+    return time.perf_counter() - started

@@ -6,14 +6,15 @@ import msgspec
 from matplotlib.figure import Figure
 
 from benchmarks.latency import Latency
-from benchmarks.limit import Limit
+from benchmarks.limit import Limit, speed
 from benchmarks.variants import Trade
+from embedding_server.serving.profile import Profile
 
 _RESULTS = Path(__file__).with_name("results.json")
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One load on our server.
+    """One load on our server, or a peer.
 
     `of_best_limit` is the share of the best point of both sweeps, `of_limit_beside` of what the
     session did just before and after each round; `of_ceiling` is the latter's share of what the
@@ -33,12 +34,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     machine: str
     corpus: str
+    mean_tokens: float
+    """Tokens per text; texts per second are by it, for every row."""
+    profile: Profile
     before: list[Limit]
     after: list[Limit]
     rows: list[Row]
     ceilings: dict[int, float]
     """Texts in flight -> the schedule's simulated share of the limit."""
-    peers: dict[str, float | None]
+    peers: dict[str, Row | None]
+    """None where one is not installed."""
     latency: Latency
     start_seconds: float
     planning_ms: dict[str, float]
@@ -53,7 +58,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def limit(self) -> Limit:
         """The best point of both sweeps."""
-        return max(self.before + self.after, key=lambda point: point.tokens_per_second)
+        return max(self.before + self.after, key=speed)
 
 
 def show(report: Report) -> None:
@@ -61,19 +66,21 @@ def show(report: Report) -> None:
     print(f"{report.machine}\n{report.corpus}\n")
     print(f"{'bare session':30} {'before':>9} {'after':>9}  tokens/s")
     for one, two in zip(report.before, report.after, strict=True):
-        name = f"{one.slots} x {one.threads} threads, {one.budget} tokens"
+        name = f"{one.slots} at once, {one.budget} tokens"
         print(f"{name:30} {one.tokens_per_second:9.0f} {two.tokens_per_second:9.0f}")
     limit = report.limit
     names = ("tokens/s", "texts/s", "of best", "beside", "of ceiling")
     heads = "".join(f"{name:>12}" for name in names)
     print(f"\n{'':30}{heads}")
-    print(f"{'the limit':30}{limit.tokens_per_second:12.0f}{limit.texts_per_second:12.0f}")
-    for row in report.rows:
+    texts = limit.tokens_per_second / report.mean_tokens
+    print(f"{'the limit':30}{limit.tokens_per_second:12.0f}{texts:12.0f}")
+    for row in (*report.rows, *filter(None, report.peers.values())):
         shares = (row.of_best_limit, row.of_limit_beside, row.of_ceiling)
         cells = "".join(f"{'' if share is None else format(share, '.2f'):>12}" for share in shares)
         print(f"{row.name:30}{row.tokens_per_second:12.0f}{row.texts_per_second:12.0f}{cells}")
-    for name, speed in report.peers.items():
-        print(f"{name:30}{'':12}" + (f"{'absent':>12}" if speed is None else f"{speed:12.0f}"))
+    for name in (name for name, row in report.peers.items() if row is None):
+        print(f"{name:30}{'absent':>12}")
+    print(f"\nthe server as measured at its first start: {report.profile}")
     print("\nthe schedule's ceiling, texts in flight -> share of the limit")
     print("  ".join(f"{count}: {share:.3f}" for count, share in report.ceilings.items()))
     for kind, milliseconds in report.planning_ms.items():
@@ -101,9 +108,9 @@ def store(report: Report) -> None:
     _RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     figure = Figure(figsize=(8, 4))
     axes = figure.subplots()
-    bars = {"the limit": report.limit.texts_per_second}
-    bars |= {row.name: row.texts_per_second for row in report.rows}
-    bars |= {name: speed for name, speed in report.peers.items() if speed is not None}
+    bars = {"the limit": report.limit.tokens_per_second / report.mean_tokens}
+    rows = (*report.rows, *filter(None, report.peers.values()))
+    bars |= {row.name: row.texts_per_second for row in rows}
     axes.barh(list(bars)[::-1], list(bars.values())[::-1])
     axes.set_xlabel("texts per second")
     figure.savefig(_RESULTS.with_suffix(".png"), bbox_inches="tight")

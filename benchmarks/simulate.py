@@ -48,15 +48,10 @@ def ceiling(texts: Sequence[Ids], cost: Cost, in_flight: int, slots: int, budget
     return sum(map(len, texts)) / now
 
 
-def modelled_limit(texts: Sequence[Ids], cost: Cost, slots: int, budgets: Sequence[int]) -> float:
-    """Tokens per second of texts sorted by length, by the same cost, with the best budget."""
-    tokens = sum(map(len, texts))
-
-    def seconds(budget: int) -> float:
-        plans = [[len(ids) for ids in batch] for batch in batches(texts, budget)]
-        return sum(cost.seconds(Shape.of(one)) for one in plans) / slots
-
-    return max(tokens / seconds(budget) for budget in budgets)
+def modelled_limit(texts: Sequence[Ids], cost: Cost, slots: int, budget: int) -> float:
+    """Tokens per second of texts sorted by length, by the same cost."""
+    plans = [[len(ids) for ids in batch] for batch in batches(texts, budget)]
+    return sum(map(len, texts)) * slots / sum(cost.seconds(Shape.of(one)) for one in plans)
 
 
 def planning_seconds(pending: int, *, padded: bool) -> float:

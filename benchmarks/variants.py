@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.graphs import relative_speed
+from benchmarks.invariance import largest_difference
 from benchmarks.load import bodies, drive
 from benchmarks.loads import ROUNDS, Load, tokens_per_second
 from benchmarks.server import demo_server
@@ -44,7 +45,7 @@ def three_models(spec: ModelSpec, texts: Sequence[str]) -> float:
         with demo_server("--model-path", scratch, "--allowed-embedding-models", names) as server:
             one = _load(server.url, bodies("one", texts, 1))
             each = [bodies(name, texts, 1) for name in _COPIES]
-            mixed = [body for trio in zip(*each, strict=True) for body in trio]
+            mixed = [each[at % len(each)][at] for at in range(len(texts))]
             all_three = _load(server.url, mixed)
             return _compare(server.url, all_three, server.url, one)
 
@@ -71,7 +72,7 @@ def trades(
             graph = convert(spec.directory, spec.pooling, Path(scratch), int8=int8)
             small = PackedSession(graph, 1, precision=Precision.INT8)
             alone = normalized(np.concatenate([small.run([ids]) for ids in goldens]))
-            difference = float(np.abs(normalized(small.run(goldens)) - alone).max())
+            difference = largest_difference(small, goldens)
             cosine = float(np.vecdot(alone, exact).min())
             found.append(Trade(share, relative_speed(small, session, texts), cosine, difference))
     return found
