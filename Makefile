@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: run test test-all lint format bench bench-memory lock clean
+.PHONY: run test test-all lint format bench bench-overload bench-memory lock clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)
@@ -27,6 +27,9 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+bench-overload: $(INSTALLED)
+	$(BIN)/python -m benchmarks.overload
 
 bench-memory: $(INSTALLED)
 	$(BIN)/python -m benchmarks.memory

@@ -14,7 +14,7 @@ from benchmarks.corpus import corpus
 from benchmarks.graphs import speedups
 from benchmarks.invariance import largest_difference
 from benchmarks.limit import again, speed, sweep
-from benchmarks.loads import beside, in_flight, loads, shares
+from benchmarks.loads import BesideLimit, in_flight, loads, shares
 from benchmarks.peers import peers
 from benchmarks.report import Report, Row, show, store
 from benchmarks.server import demo_server
@@ -29,7 +29,7 @@ from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.profile import device_name, stored
 from embedding_server.serving.texts import JUDGEMENT
 
-_LIMIT_TEXTS = 500
+_LIMIT_TEXTS = 300
 """A pass over so many is one measurement of the limit."""
 _MIXED = 24
 _IN_FLIGHT = (1, 8, 32, 64, 128)
@@ -58,7 +58,7 @@ def _measure(spec: ModelSpec, cores: int, texts: list[str], cache: Path) -> Repo
     session = PackedSession(convert(spec.directory, spec.pooling, cache), cores)
     before = sweep(session, part, cores)
     best = max(before, key=speed)
-    beside_limit = partial(beside, partial(again, session, part, before))
+    beside_limit = BesideLimit(partial(again, session, part, before))
     with demo_server("--cache-dir", str(cache)) as server:
         ours = shares(server.url, loads(server.url, spec.id, texts), beside_limit)
         waits = latency.measure(server.url, spec.id, session, short, texts)

@@ -10,13 +10,13 @@ from embedding_server.runtime.session import Session
 _TEXTS, _ROUNDS, _LARGEST = 64, 20, 16
 
 
-def largest_difference(session: Session, texts: Sequence[Ids]) -> float:
+def largest_difference(session: Session, texts: Sequence[Ids], rounds: int = _ROUNDS) -> float:
     """Over random batches of up to 16 texts, and both thread counts, for vectors of length 1."""
     random = np.random.default_rng(0)
     sample = list(texts[:_TEXTS])
     alone = np.concatenate([normalized(session.run([ids])) for ids in sample])
     largest = 0.0
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         order = random.permutation(len(sample))
         while len(order):
             size = int(random.integers(1, _LARGEST + 1))

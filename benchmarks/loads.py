@@ -67,10 +67,18 @@ def shares(
     }
 
 
-def beside(limit: Callable[[], float], measure: Callable[[], float]) -> tuple[float, float]:
-    """What `measure` gives, and its share of the limit just before and after."""
-    before, speed, after = limit(), measure(), limit()
-    return speed, 2 * speed / (before + after)
+class BesideLimit:
+    """Measures between two measurements of the limit; the second is the next one's first."""
+
+    def __init__(self, limit: Callable[[], float]) -> None:
+        self._limit = limit
+        self._before = limit()
+
+    def __call__(self, measure: Callable[[], float]) -> tuple[float, float]:
+        """What `measure` gives, and its share of the limit around it."""
+        speed, after = measure(), self._limit()
+        share, self._before = 2 * speed / (self._before + after), after
+        return speed, share
 
 
 def tokens_per_second(url: str, load: Load, seconds: float = SECONDS) -> float:

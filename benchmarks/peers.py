@@ -60,7 +60,7 @@ def _infinity(spec: ModelSpec, texts: Sequence[str], per_request: int, connectio
     command = ["env", "INFINITY_BETTERTRANSFORMER=false", "infinity_emb", "v2", "--device", "cpu"]
     command += ["--model-id", str(spec.directory), "--engine", "torch"]
     command += ["--served-model-name", "peer"]
-    with started(command, "/health", subprocess.DEVNULL) as server:
+    with started(command, "/health", err=subprocess.DEVNULL) as server:
         requests = bodies("peer", texts, per_request)
         drive(f"{server.url}/embeddings", requests, connections, 3.0)
         driven = drive(f"{server.url}/embeddings", requests, connections, 10.0)

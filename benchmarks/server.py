@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
-_START_SECONDS = 120.0
+_START_SECONDS, _WATCH_SECONDS = 120.0, 0.1
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -21,6 +22,23 @@ class Server(msgspec.Struct, frozen=True):
     url: str
     pid: int
     start_seconds: float
+
+    @contextlib.contextmanager
+    def peak_mb(self) -> Iterator[list[float]]:
+        """A list whose only element becomes the highest resident memory, MiB."""
+        peak, done = [self.resident_mb], threading.Event()
+
+        def watch() -> None:
+            while not done.wait(_WATCH_SECONDS):
+                peak[0] = max(peak[0], self.resident_mb)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield peak
+        finally:
+            done.set()
+            watcher.join()
 
     @property
     def resident_mb(self) -> float:
@@ -37,24 +55,28 @@ class Server(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def demo_server(*flags: str) -> Iterator[Server]:
-    """`serve --demo`; yields it once it is ready."""
+def demo_server(*flags: str, log: int = subprocess.DEVNULL) -> Iterator[Server]:
+    """`serve --demo`; yields it once it is ready. `log` is where its log goes."""
     command = [sys.executable, "-m", "embedding_server", "serve", "--demo"]
     command += ["--hostname", "127.0.0.1", "--drain-grace-ms", "0", *flags]
-    with started(command, "/health/ready") as server:
+    with started(command, "/health/ready", out=log) as server:
         yield server
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], ready: str, log: int | None = None) -> Iterator[Server]:
-    """A server on a free port, once its path `ready` answers 200; `log` is where stderr goes."""
+def started(
+    command: Sequence[str],
+    ready: str,
+    *,
+    out: int = subprocess.DEVNULL,
+    err: int | None = None,
+) -> Iterator[Server]:
+    """A server on a free port, once its path `ready` answers 200."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     began = time.monotonic()
-    process = subprocess.Popen(
-        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=log
-    )
+    process = subprocess.Popen([*command, "--port", str(port)], stdout=out, stderr=err)
     url = f"http://127.0.0.1:{port}"
     try:
         _wait(url + ready, process)
@@ -79,6 +101,12 @@ def _wait(url: str, process: "subprocess.Popen[bytes]") -> None:
 def tokens_served(url: str) -> float:
     """Real tokens the server has run so far."""
     return sum(map(float, _samples(url, r"inference_tokens_total\{.*\}")))
+
+
+def gauge(url: str, name: str) -> float:
+    """The value of a metric without labels."""
+    (value,) = _samples(url, name)
+    return float(value)
 
 
 def median_run_seconds(url: str, work: Callable[[], object]) -> float:

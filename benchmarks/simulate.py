@@ -36,7 +36,7 @@ def ceiling(texts: Sequence[Ids], cost: Cost, in_flight: int, slots: int, budget
 
     def arrive(count: int) -> None:
         for ids in itertools.islice(source, count):
-            schedule.add(model, Lane.INTERACTIVE, None, [ids])
+            schedule.add(model, Lane.INTERACTIVE, "", None, [ids])
         while len(running) < slots and (taken := schedule.take(slots - len(running))):
             batch = taken[1]
             heapq.heappush(running, (now + _seconds(cost, batch), next(numbers), batch))
@@ -59,13 +59,13 @@ def planning_seconds(pending: int, *, padded: bool) -> float:
     schedule: Schedule[Model] = Schedule(512)
     lengths = np.clip(np.random.default_rng(0).lognormal(3.3, 0.9, pending), 4, 512).astype(int)
     model, texts = Model(Cost(padded=padded)), [np.zeros(length, np.int64) for length in lengths]
-    schedule.add(model, Lane.BULK, None, texts)
+    schedule.add(model, Lane.BULK, "", None, texts)
     rounds = 200
     started = time.perf_counter()
     for _ in range(rounds):
         taken = schedule.take(1)
         assert taken
-        schedule.add(model, Lane.BULK, None, [entry.ids for entry in taken[1]])
+        schedule.add(model, Lane.BULK, "", None, [entry.ids for entry in taken[1]])
     return (time.perf_counter() - started) / rounds
 
 

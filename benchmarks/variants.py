@@ -72,7 +72,7 @@ def trades(
             graph = convert(spec.directory, spec.pooling, Path(scratch), int8=int8)
             small = PackedSession(graph, 1, precision=Precision.INT8)
             alone = normalized(np.concatenate([small.run([ids]) for ids in goldens]))
-            difference = largest_difference(small, goldens)
+            difference = largest_difference(small, goldens, rounds=3)
             cosine = float(np.vecdot(alone, exact).min())
             found.append(Trade(share, relative_speed(small, session, texts), cosine, difference))
     return found

@@ -10,10 +10,11 @@ from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from embedding_server.api import ERROR_SHAPES, ROUTERS
+from embedding_server.api import ERROR_SHAPES, INFERENCE_ROUTES, ROUTERS
 from embedding_server.api.body import ApiRequest, BodyReader, ByteBudget
 from embedding_server.api.docs import openapi_config
 from embedding_server.api.errors import renderer
+from embedding_server.api.guard import Guard
 from embedding_server.api.middleware import RequestLog
 from embedding_server.api.parts import Parts
 from embedding_server.catalog import Catalog, open_catalog
@@ -69,10 +70,9 @@ def create_app(settings: Settings) -> App:
     catalog = open_catalog(settings)
     device = Device(settings.threads or usable_cores(), settings.max_batch_tokens, metrics)
     tokenizing = ThreadPoolExecutor(1, "tokenize")
-    admitted = max(_BATCHES_ADMITTED, _BATCHES_PER_CORE * device.cores)
     queue = AdmissionQueue(
         max_requests=settings.max_concurrent_requests,
-        max_work=lambda: admitted * registry.batch_seconds,
+        max_batches=max(_BATCHES_ADMITTED, _BATCHES_PER_CORE * device.cores),
         max_depth=settings.max_queue_depth,
         timeout=settings.queue_timeout_ms / 1000,
         cores=device.cores,
@@ -119,7 +119,8 @@ def create_app(settings: Settings) -> App:
         tokenizing.shutdown(wait=False, cancel_futures=True)
         device.stop()
 
-    return App(RequestLog(_litestar(parts, lifespan), queue, metrics), parts)
+    guarded = Guard(_litestar(parts, lifespan), queue, INFERENCE_ROUTES, ERROR_SHAPES)
+    return App(RequestLog(guarded, queue, INFERENCE_ROUTES, metrics), parts)
 
 
 def _litestar(parts: Parts, lifespan: Lifespan) -> Litestar:

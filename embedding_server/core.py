@@ -76,28 +76,34 @@ class Encoding(msgspec.Struct, frozen=True):
     truncated: bool
 
 
-class Embeddings(msgspec.Struct, frozen=True):
-    """The vectors of one request, in input order, with what they cost.
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request took.
 
     `tokens` counts real tokens without padding, `truncated` the texts that were cut;
-    `fingerprint` names what computed them.
+    `fingerprint` names what computed them. It was in line for `waited` seconds, for which
+    `predicted` were predicted.
     """
 
-    rows: Rows
     fingerprint: str
-    tokens: int
-    truncated: int
+    tokens: int = 0
+    truncated: int = 0
+    waited: float = 0.0
+    predicted: float = 0.0
+
+
+class Embeddings(msgspec.Struct, frozen=True):
+    """The vectors of one request, in input order."""
+
+    rows: Rows
+    usage: Usage
 
 
 class Ranking(msgspec.Struct, frozen=True):
     """Documents of one request, best first, ties in request order.
 
-    `order` holds positions in the request, `scores` the raw model score of each of them;
-    `tokens`, `truncated` and `fingerprint` as in `Embeddings`.
+    `order` holds positions in the request, `scores` the raw model score of each of them.
     """
 
     order: list[int]
     scores: list[float]
-    fingerprint: str
-    tokens: int
-    truncated: int
+    usage: Usage

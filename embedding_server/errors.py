@@ -95,6 +95,8 @@ class Unavailable(ServiceError):
         retry_after: seconds until another try makes sense; brought to between 1 and 60.
     """
 
+    retry_after: float
+
     def __init__(self, message: str, *, reason: str, retry_after: float) -> None:
         super().__init__(message)
         self.reason = reason

@@ -4,6 +4,7 @@ from typing import Any
 
 from embedding_server.api import docs, native, openai, ops
 from embedding_server.api.errors import Shape, native_error
+from embedding_server.api.middleware import INFERENCE
 
 ROUTERS: dict[str, list[Any]] = {
     "native": native.HANDLERS,
@@ -11,6 +12,15 @@ ROUTERS: dict[str, list[Any]] = {
     "ops": ops.HANDLERS,
     "docs": docs.HANDLERS,
 }
+
+INFERENCE_ROUTES = frozenset(
+    path
+    for handlers in ROUTERS.values()
+    for handler in handlers
+    if INFERENCE in (handler.opt or {})
+    for path in handler.paths
+)
+"""Paths of the routes that run a model."""
 
 ERROR_SHAPES: dict[str, Shape] = {
     "": native_error,

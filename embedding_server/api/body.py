@@ -138,6 +138,7 @@ class BodyReader:
     ) -> bytes | None:
         """The body as sent; None if the client left before its end."""
         self._require_fit(declared)
+        charge(declared)
         parts, size, more = [], 0, True
         while more:
             message = await receive()
@@ -146,7 +147,8 @@ class BodyReader:
             part = message["body"]
             size += len(part)
             self._require_fit(size)
-            charge(len(part))
+            if not declared:  # a chunked body is charged as it comes
+                charge(len(part))
             parts.append(part)
             more = message["more_body"]
         return b"".join(parts)

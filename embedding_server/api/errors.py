@@ -11,6 +11,7 @@ import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.types import Scope
 
 from embedding_server.api.middleware import event
 from embedding_server.errors import (
@@ -69,42 +70,45 @@ ERRORS = declared_errors(ErrorBody)
 """Those of the native dialect."""
 
 
+def shape_for(shapes: Mapping[str, Shape], path: str) -> Shape:
+    """How failures on this path are written.
+
+    `shapes` has path prefixes without a slash at their end; the longest that fits is taken.
+    """
+    fitting = [prefix for prefix in shapes if f"{path}/".startswith(f"{prefix}/")]
+    # The path of `OPTIONS *` has no slash.
+    return shapes[max(fitting, key=len)] if fitting else native_error
+
+
 def renderer(
     shapes: Mapping[str, Shape],
 ) -> Callable[[Request[Any, Any, Any], Exception], Response[msgspec.Struct]]:
     """The application's exception handler.
 
     It goes by the path because many failures come before any handler: 404, 405, a bad body.
-
-    Args:
-        shapes: path prefix without a slash at its end -> shape; the longest that fits is taken.
     """
-    longest_first = sorted(shapes.items(), key=lambda row: len(row[0]), reverse=True)
 
     def render(request: Request[Any, Any, Any], error: Exception) -> Response[msgspec.Struct]:
-        path = request.scope["path"] + "/"
-        fitting = (shape for prefix, shape in longest_first if path.startswith(prefix + "/"))
-        shape = next(fitting, native_error)  # the path of `OPTIONS *` has no slash
-        return _respond(request, error, shape)
+        known = error if isinstance(error, ServiceError) else _translate(request, error)
+        name, headers = note(request.scope, known)
+        status, body = shape_for(shapes, request.scope["path"])(known, name)
+        headers |= getattr(error, "headers", None) or {}
+        return Response(body, status_code=status, headers=headers)
 
     return render
 
 
-def _respond(
-    request: Request[Any, Any, Any], error: Exception, shape: Shape
-) -> Response[msgspec.Struct]:
-    """The answer for an exception of any kind."""
-    known = error if isinstance(error, ServiceError) else _translate(request, error)
-    headers = dict(getattr(error, "headers", None) or {})
-    if known.retry_after is not None:
-        headers["Retry-After"] = str(round(known.retry_after))
-        headers["retry-after-ms"] = str(round(known.retry_after * 1000))
-    fields = event(request.scope)
-    fields["code"] = known.code
-    if isinstance(known, Unavailable):
-        fields["reason"] = known.reason
-    status, body = shape(known, fields["request_id"])
-    return Response(body, status_code=status, headers=headers)
+def note(scope: Scope, error: ServiceError) -> tuple[str, dict[str, str]]:
+    """Put a failure into the request's log event; its id, and the headers for its answer."""
+    fields = event(scope)
+    fields["code"] = error.code
+    if isinstance(error, Unavailable):
+        fields["reason"] = error.reason
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(round(error.retry_after))
+        headers["retry-after-ms"] = str(round(error.retry_after * 1000))
+    return fields["request_id"], headers
 
 
 def _translate(request: Request[Any, Any, Any], error: Exception) -> ServiceError:

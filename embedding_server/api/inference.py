@@ -10,7 +10,7 @@ from embedding_server.api.body import ApiRequest
 from embedding_server.api.encode import compressed
 from embedding_server.api.middleware import event, header
 from embedding_server.api.parts import parts
-from embedding_server.core import Embeddings, Ranking
+from embedding_server.core import Usage
 from embedding_server.errors import BadRequest
 
 _MAX_TIMEOUT_MS = 3_600_000
@@ -35,15 +35,18 @@ def deadline(request: ApiRequest, milliseconds: int | None = None) -> float | No
 
 
 async def respond(
-    request: ApiRequest, body: bytes, model: str, texts: int, answer: Embeddings | Ranking
+    request: ApiRequest, body: bytes, model: str, texts: int, usage: Usage
 ) -> ASGIResponse:
-    """The JSON `body` with the headers and log fields of `answer`, compressed if wanted."""
-    event(request.scope).update(
-        model=model, texts=texts, tokens=answer.tokens, truncated=answer.truncated
-    )
-    headers = {"X-Model-Fingerprint": answer.fingerprint}
-    if answer.truncated:
-        headers["X-Truncated-Inputs"] = str(answer.truncated)
+    """The JSON `body` with the headers and log fields of `usage`, compressed if wanted."""
+    fields = event(request.scope)
+    fields.update(model=model, texts=texts, tokens=usage.tokens, truncated=usage.truncated)
+    if usage.predicted:
+        fields.update(
+            queue_ms=round(1000 * usage.waited), predicted_queue_ms=round(1000 * usage.predicted)
+        )
+    headers = {"X-Model-Fingerprint": usage.fingerprint}
+    if usage.truncated:
+        headers["X-Truncated-Inputs"] = str(usage.truncated)
     if parts(request).settings.compress:
         body, more = await compressed(body, request.headers.get("accept-encoding", ""))
         headers |= more

@@ -8,6 +8,7 @@ import asyncio
 import re
 import secrets
 import time
+from collections.abc import Collection
 from typing import Any
 
 import structlog
@@ -18,7 +19,7 @@ from embedding_server.observability.metrics import Metrics
 from embedding_server.serving.admission import AdmissionQueue
 
 INFERENCE = "inference"
-"""Handler option: queue headers on every answer."""
+"""Handler option: the route runs a model, so admission concerns it."""
 
 _QUIET = ("/health", "/metrics", "/swagger-ui", "/api/openapi.json")
 """Paths that begin so have no log event and no HTTP metrics."""
@@ -42,17 +43,27 @@ def header(scope: Scope, name: bytes, default: str = "") -> str:
     return default
 
 
+def client_of(scope: Scope) -> str:
+    """Who sends a request: the address; clients take turns by it."""
+    client = scope.get("client")
+    return client[0] if client else ""
+
+
 class RequestLog:
     """Wraps the application.
 
     Args:
         app: the application.
         queue: its live numbers go into the headers of inference routes.
+        routes: paths of these.
     """
 
-    def __init__(self, app: ASGIApp, queue: AdmissionQueue, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, queue: AdmissionQueue, routes: Collection[str], metrics: Metrics
+    ) -> None:
         self._app = app
         self._queue = queue
+        self._routes = routes
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,12 +98,14 @@ class RequestLog:
     def _add_headers(self, message: HTTPResponseStartEvent, scope: Scope, name: str) -> None:
         queue = self._queue
         headers = [(b"x-request-id", name.encode())]
-        handler = scope.get("route_handler")
-        if handler is not None and INFERENCE in handler.opt:
+        if scope["path"] in self._routes:
             headers += [
                 (b"x-queue-depth", b"%d" % queue.depth),
                 (b"x-queue-capacity", b"%d" % queue.max_depth),
-                (b"x-estimated-wait-ms", b"%d" % round(queue.estimated_wait * 1000)),
+                (
+                    b"x-estimated-wait-ms",
+                    b"%d" % round(queue.estimated_wait(client_of(scope)) * 1000),
+                ),
             ]
         if queue.draining:
             headers.append((b"connection", b"close"))

@@ -13,7 +13,7 @@ from embedding_server.api.body import ApiRequest
 from embedding_server.api.encode import base64_row, json_items, json_object, json_rows
 from embedding_server.api.errors import ERRORS
 from embedding_server.api.inference import Dimensions, Model, Timeout, deadline, respond
-from embedding_server.api.middleware import INFERENCE
+from embedding_server.api.middleware import INFERENCE, client_of
 from embedding_server.api.parts import parts
 from embedding_server.core import Task
 from embedding_server.errors import BadRequest
@@ -34,15 +34,16 @@ class _EmbedOptions(msgspec.Struct, kw_only=True, frozen=True):
     encoding_format: Literal["float", "base64"] = "float"
     timeout_ms: Timeout | None = None
 
-    def options(self, timeout: float | None) -> Options:
-        """The engine's options; `timeout` in seconds."""
+    def options(self, request: ApiRequest) -> Options:
+        """The engine's options."""
         return Options(
             dimensions=self.dimensions,
             normalize=self.normalize,
             truncate=self.truncate,
             input_type=self.input_type,
             prompt=self.prompt,
-            timeout=timeout,
+            timeout=deadline(request, self.timeout_ms),
+            client=client_of(request.scope),
         )
 
 
@@ -162,9 +163,7 @@ async def _embed(request: ApiRequest, data: _EmbedOptions, texts: list[str]) -> 
     limit = parts(request).settings.max_batch_size
     if len(texts) > limit:
         raise BadRequest(f"Batch size {len(texts)} exceeds maximum {limit}")
-    answer = await parts(request).engine.embed(
-        data.model, texts, data.options(deadline(request, data.timeout_ms))
-    )
+    answer = await parts(request).engine.embed(data.model, texts, data.options(request))
     encoded = (
         await json_items(answer.rows, lambda _, row: base64_row(row))
         if data.encoding_format == "base64"
@@ -176,7 +175,7 @@ async def _embed(request: ApiRequest, data: _EmbedOptions, texts: list[str]) -> 
         count=len(texts),
         dimensions=answer.rows.shape[1],
     )
-    return await respond(request, body, data.model, len(texts), answer)
+    return await respond(request, body, data.model, len(texts), answer.usage)
 
 
 @post(
@@ -196,7 +195,11 @@ async def rerank(request: ApiRequest, data: JSONBody[RerankRequest]) -> ASGIResp
         data.query,
         [one.text for one in documents],
         min(tops, default=None),
-        Options(truncate=data.truncate, timeout=deadline(request, data.timeout_ms)),
+        Options(
+            truncate=data.truncate,
+            timeout=deadline(request, data.timeout_ms),
+            client=client_of(request.scope),
+        ),
     )
     results = [
         Ranked(
@@ -208,7 +211,7 @@ async def rerank(request: ApiRequest, data: JSONBody[RerankRequest]) -> ASGIResp
         for index, score in zip(answer.order, answer.scores, strict=True)
     ]
     body = msgspec.json.encode(RerankAnswer(results=results, model=data.model))
-    return await respond(request, body, data.model, len(documents), answer)
+    return await respond(request, body, data.model, len(documents), answer.usage)
 
 
 @get("/api/embedders", sync_to_thread=False)

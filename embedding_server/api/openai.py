@@ -12,7 +12,7 @@ from embedding_server.api.body import ApiRequest
 from embedding_server.api.encode import base64_row, json_items, json_object
 from embedding_server.api.errors import declared_errors
 from embedding_server.api.inference import Dimensions, Model, deadline, respond
-from embedding_server.api.middleware import INFERENCE
+from embedding_server.api.middleware import INFERENCE, client_of
 from embedding_server.api.parts import parts
 from embedding_server.core import Rows, Task
 from embedding_server.errors import (
@@ -143,7 +143,9 @@ async def embeddings(request: ApiRequest, data: JSONBody[EmbeddingsRequest]) -> 
     limit = max(_MAX_INPUTS, here.settings.max_batch_size)
     if len(texts) > limit:
         raise BadRequest(f"Batch size {len(texts)} exceeds maximum {limit}")
-    options = Options(dimensions=data.dimensions, timeout=deadline(request))
+    options = Options(
+        dimensions=data.dimensions, timeout=deadline(request), client=client_of(request.scope)
+    )
     answer = await here.engine.embed(data.model, texts, options)
     body = json_object(
         object="list",
@@ -151,9 +153,9 @@ async def embeddings(request: ApiRequest, data: JSONBody[EmbeddingsRequest]) -> 
             answer.rows, _base64_item if data.encoding_format == "base64" else _float_item
         ),
         model=data.model,
-        usage={"prompt_tokens": answer.tokens, "total_tokens": answer.tokens},
+        usage={"prompt_tokens": answer.usage.tokens, "total_tokens": answer.usage.tokens},
     )
-    return await respond(request, body, data.model, len(texts), answer)
+    return await respond(request, body, data.model, len(texts), answer.usage)
 
 
 def _float_item(index: int, row: Rows) -> dict[str, Any]:

@@ -26,6 +26,7 @@ SECONDS = (
     1, 2.5, 5, 10, 30, 60, 120, 300,
 )  # fmt: skip
 TEXTS = tuple(2**power for power in range(11))
+RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 TOKENS = tuple(2**power for power in range(4, 18))
 
 Instrument = TypeVar("Instrument", Counter, Gauge, Histogram)
@@ -75,6 +76,9 @@ class Metrics:
         counter, gauge = self._counter, self._gauge
         self.queue_wait = self._histogram(
             "queue_wait_seconds", "Wait for admission, refused requests included"
+        )
+        self.queue_wait_ratio = self._histogram(
+            "queue_wait_ratio", "Wait in line by what was predicted for it", buckets=RATIOS
         )
         self.queue_depth = gauge("queue_depth", "Requests waiting for admission")
         self.admitted_requests = gauge("admitted_requests", "Requests admitted and not done")

@@ -6,7 +6,7 @@ many requests and spread one request over several; rows find back to their reque
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import structlog
@@ -14,7 +14,7 @@ import structlog
 from embedding_server.core import Ids, Rows
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.session import Session
-from embedding_server.serving.cost import Shape
+from embedding_server.serving.cost import Shape, Work
 from embedding_server.serving.device import Device, Run
 from embedding_server.serving.profile import Profile
 from embedding_server.serving.schedule import Entry, Lane
@@ -80,12 +80,13 @@ class Batcher:
         """Texts that have not started."""
         return self._device.schedule.waiting(self)
 
-    @property
-    def batch_seconds(self) -> float:
-        """Predicted time of a full batch, seconds of one core."""
-        tokens = self._device.schedule.budget(self)
-        shape = Shape(texts=1, longest=tokens, tokens=tokens)
-        return self.cost.seconds(shape) * self.threads
+    def work(self, lengths: Iterable[int]) -> Work:
+        """What texts of so many tokens cost."""
+        shape, budget = Shape.of(lengths), self._device.schedule.budget(self)
+        return Work(
+            seconds=self.cost.seconds(shape) * self.threads,
+            batches=self.cost.tokens(shape) / budget,
+        )
 
     @property
     def threads(self) -> int:
@@ -105,8 +106,8 @@ class Batcher:
                 self._exact = self._open_exact()
             return self._exact
 
-    async def embed(self, texts: Sequence[Ids]) -> Rows:
-        """Raw rows of shape (texts, dimensions), in order.
+    async def embed(self, texts: Sequence[Ids], client: str = "") -> Rows:
+        """Raw rows of shape (texts, dimensions), in order; clients take turns.
 
         Cancelling the caller takes what has not started out of line.
 
@@ -114,13 +115,14 @@ class Batcher:
             RunError: the model failed on one of these texts.
         """
         job = Job(len(texts), self.dimensions)
-        entries = self._device.schedule.add(self, Lane.of(len(texts)), job, texts)
+        schedule = self._device.schedule
+        entries = schedule.add(self, Lane.of(len(texts)), client, job, texts)
         self._device.dispatch()
         try:
             await job.done
         except BaseException:
             for entry in entries:
-                entry.line.remove(entry)
+                schedule.remove(entry)
             self._device.stop_abandoned()
             raise
         return job.rows

@@ -9,6 +9,20 @@ from typing import NamedTuple
 import msgspec
 
 
+class Work(NamedTuple):
+    """Predicted work: seconds of one core, and how many full batches of its model that is."""
+
+    seconds: float = 0.0
+    batches: float = 0.0
+
+    def towards(self, other: "Work", share: float) -> "Work":
+        """So much of the way to the other."""
+        return Work(
+            self.seconds + share * (other.seconds - self.seconds),
+            self.batches + share * (other.batches - self.batches),
+        )
+
+
 class Shape(NamedTuple):
     """A batch, as far as its cost depends on it; `pairs` are query-key pairs within texts."""
 

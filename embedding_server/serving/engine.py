@@ -5,6 +5,7 @@ tokenise, run, finish the vectors. Overload is refused before the first token is
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import msgspec
 import numpy as np
 
 from embedding_server.catalog import Catalog
-from embedding_server.core import Embeddings, ModelSpec, Ranking, Task, normalized
+from embedding_server.core import Embeddings, ModelSpec, Ranking, Task, Usage, normalized
 from embedding_server.errors import BadRequest, DeadlineExceeded, EmbeddingError, RerankError
 from embedding_server.observability.metrics import OTHER_MODEL, Metrics
 from embedding_server.serving.admission import AdmissionQueue
@@ -30,7 +31,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     `dimensions` cuts vectors before they are normalised; `truncate` False makes a text over the
     model's limit an error; `input_type` picks the model's own prompt, `prompt` replaces it;
-    `timeout` is in seconds.
+    `timeout` is in seconds. `client` is who it is: clients take turns.
     """
 
     dimensions: int | None = None
@@ -39,6 +40,27 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     input_type: str | None = None
     prompt: str | None = None
     timeout: float | None = None
+    client: str = ""
+
+
+class Stages:
+    """Where the time of a request went, for whoever asks why it took so long."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, float] = {}
+        self.enter("waiting for the model to load")
+
+    def enter(self, stage: str) -> None:
+        """The next stage begins."""
+        self._spent[stage] = time.perf_counter()
+
+    def __str__(self) -> str:
+        starts = [*self._spent.values(), time.perf_counter()]
+        seconds = [end - start for start, end in itertools.pairwise(starts)]
+        return ", ".join(
+            f"{1000 * spent:.0f} ms {stage}"
+            for stage, spent in zip(self._spent, seconds, strict=True)
+        )
 
 
 class Engine:
@@ -83,7 +105,7 @@ class Engine:
                 raise EmbeddingError(str(exc)) from exc
             rows = raw.rows[:, : options.dimensions]
             rows = normalized(rows) if options.normalize else np.ascontiguousarray(rows)
-            return msgspec.structs.replace(raw, rows=rows)
+            return Embeddings(rows, raw.usage)
 
     async def rerank(
         self, name: str, query: str, documents: Sequence[str], top: int | None, options: Options
@@ -108,33 +130,45 @@ class Engine:
             rows = normalized(raw.rows)
             scores = rows[1:] @ rows[0] if documents else np.empty(0, np.float32)
             order = np.argsort(-scores, kind="stable")[:top].tolist()
-            return Ranking(
-                order=order,
-                scores=[float(scores[index]) for index in order],
-                fingerprint=raw.fingerprint,
-                tokens=raw.tokens,
-                truncated=raw.truncated,
-            )
+            return Ranking(order, [float(scores[index]) for index in order], raw.usage)
 
     async def _run(self, spec: ModelSpec, texts: Sequence[str], options: Options) -> Embeddings:
         """Raw vectors within the client's deadline."""
         if self.queue.draining:
             raise self.queue.refusal("draining", "the server is shutting down")
+        stages = Stages()
         if options.timeout is None:
-            return await self._embed(spec, texts, truncate=options.truncate)
+            return await self._embed(spec, texts, options, stages)
         try:
             async with asyncio.timeout(options.timeout):
-                return await self._embed(spec, texts, truncate=options.truncate)
+                return await self._embed(spec, texts, options, stages)
         except TimeoutError as exc:
             self.metrics.expired.inc()
-            raise DeadlineExceeded(f"not done within {options.timeout:g} s") from exc
+            raise DeadlineExceeded(f"not done within {options.timeout:g} s: {stages}") from exc
 
-    async def _embed(self, spec: ModelSpec, texts: Sequence[str], *, truncate: bool) -> Embeddings:
+    async def _embed(
+        self, spec: ModelSpec, texts: Sequence[str], options: Options, stages: Stages
+    ) -> Embeddings:
         with await self.registry.lease(spec) as model:
             if not texts:
-                return model.nothing
-            with await self.queue.permit(model.estimate(texts), Lane.of(len(texts))):
-                return await model.embed(texts, truncate=truncate)
+                rows = np.empty((0, spec.dimensions), np.float32)
+                return Embeddings(rows, Usage(fingerprint=model.fingerprint))
+            stages.enter("waiting for admission")
+            work, lane = model.estimate(texts), Lane.of(len(texts))
+            with await self.queue.permit(work, lane, options.client) as permit:
+                stages.enter("tokenising")
+                encodings = await model.tokenize(texts, truncate=options.truncate)
+                permit.correct(model.batcher.work(len(one.ids) for one in encodings))
+                stages.enter("in the model's queue and runs")
+                rows = await model.batcher.embed([one.ids for one in encodings], options.client)
+            usage = Usage(
+                fingerprint=model.fingerprint,
+                tokens=sum(len(one.ids) for one in encodings),
+                truncated=sum(one.truncated for one in encodings),
+                waited=permit.waited,
+                predicted=permit.predicted_wait,
+            )
+            return Embeddings(rows, usage)
 
     def _check_lengths(self, texts: Sequence[str], name: Callable[[int], str]) -> None:
         limit = self._max_text_chars

@@ -5,13 +5,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
-import numpy as np
-
-from embedding_server.core import Embeddings, Encoding, ModelSpec, Precision
+from embedding_server.core import Encoding, ModelSpec, Precision
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.batcher import Batcher
-from embedding_server.serving.cost import Shape
+from embedding_server.serving.cost import Work
 from embedding_server.serving.profile import Quality
 
 _INLINE_CHARS = 2_000
@@ -77,37 +75,18 @@ class Model:
         """The execution provider in use."""
         return self.batcher.session.provider
 
-    def estimate(self, texts: Sequence[str]) -> float:
-        """Seconds of one core for these texts, guessed without tokenising them."""
+    def estimate(self, texts: Sequence[str]) -> Work:
+        """What these texts cost, guessed without tokenising them."""
         limit, ratio = self.spec.max_tokens, self._tokens_per_char
-        lengths = [min(limit, self._tokenizer.specials + int(len(text) * ratio)) for text in texts]
-        return self.batcher.cost.seconds(Shape.of(lengths)) * self.batcher.threads
+        specials = self._tokenizer.specials
+        return self.batcher.work(min(limit, specials + int(len(text) * ratio)) for text in texts)
 
-    @property
-    def nothing(self) -> Embeddings:
-        """The answer for no texts."""
-        rows = np.empty((0, self.spec.dimensions), np.float32)
-        return Embeddings(rows=rows, fingerprint=self.fingerprint, tokens=0, truncated=0)
-
-    async def embed(self, texts: Sequence[str], *, truncate: bool) -> Embeddings:
-        """Raw vectors, pooled and not normalised.
+    async def tokenize(self, texts: Sequence[str], *, truncate: bool) -> list[Encoding]:
+        """One encoding per text, in order.
 
         Raises:
             TextTooLong: a text is over the limit and `truncate` is off.
-            serving.batcher.RunError: the model failed.
         """
-        encodings = await self._tokenize(texts)
-        cut = [index for index, encoding in enumerate(encodings) if encoding.truncated]
-        if cut and not truncate:
-            raise TextTooLong(cut[0])
-        return Embeddings(
-            rows=await self.batcher.embed([encoding.ids for encoding in encodings]),
-            fingerprint=self.fingerprint,
-            tokens=sum(len(encoding.ids) for encoding in encodings),
-            truncated=len(cut),
-        )
-
-    async def _tokenize(self, texts: Sequence[str]) -> list[Encoding]:
         started = time.perf_counter()
         chars = sum(map(len, texts))
         if chars <= _INLINE_CHARS:
@@ -118,6 +97,10 @@ class Model:
         seconds = time.perf_counter() - started
         self._metrics.child(self._metrics.tokenize_seconds, self.spec.id).observe(seconds)
         self._learn(chars, encodings)
+        if not truncate:
+            for index, encoding in enumerate(encodings):
+                if encoding.truncated:
+                    raise TextTooLong(index)
         return encodings
 
     def _learn(self, chars: int, encodings: Sequence[Encoding]) -> None:

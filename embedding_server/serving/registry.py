@@ -99,12 +99,6 @@ class Registry:
         ready = [one for one in self.residents.values() if one.state is State.READY]
         return [one.spec.id for one in sorted(ready, key=lambda one: one.loaded_at)]
 
-    @property
-    def batch_seconds(self) -> float:
-        """Predicted time of a full batch, by the slowest loaded model."""
-        models = [one.model for one in self.residents.values() if one.model]
-        return max((model.batcher.batch_seconds for model in models), default=1.0)
-
     def preload(self, specs: Iterable[ModelSpec]) -> None:
         """Start loading models; returns at once."""
         for spec in specs:

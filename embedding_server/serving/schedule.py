@@ -1,20 +1,22 @@
 """Which waiting texts run next: a state machine without clock, threads or I/O.
 
-Texts wait in one line per model and lane. Small requests have a lane of their own that goes before
-bulk, but while bulk waits, at most `INTERACTIVE_IN_A_ROW` batches in a row pass it by. Within a
-lane the model with the oldest text goes first, and takes along the next oldest, or, where its graph
-pads texts, those that `plan` picks by length.
+Clients take turns: the one that has had the fewest tokens goes first. Of its texts, those of small
+requests have a lane of their own that goes before bulk, but while bulk waits, at most
+`INTERACTIVE_IN_A_ROW` batches in a row pass it by. Within a lane the model with the oldest text
+goes first. That text takes along the client's next oldest and then, in turn, other clients' texts
+of the same lane and model; or, where the graph pads texts, those of them that `plan` picks by
+length.
 
-What this guarantees: the oldest text of a lane is in the lane's next batch. So an interactive text
-with n older ones runs within `(n + 1) * 4 / 3` batches (rounded up), a bulk text within
-`(n + 1) * 4`.
+What this guarantees: of two clients that wait, neither gets more than a batch ahead of the other,
+and the oldest text of a client's lane is in the lane's next batch. So of the batches that begin
+with a client's text, an interactive text with n older ones of that client runs within
+`(n + 1) * 4 / 3` (rounded up), a bulk text within `(n + 1) * 4`.
 """
 
 import itertools
 import math
-from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -22,10 +24,13 @@ import msgspec
 
 from embedding_server.core import Ids
 from embedding_server.serving.cost import Cost, Shape
+from embedding_server.serving.shares import Shares
 
 INTERACTIVE_IN_A_ROW = 3
 _INTERACTIVE_TEXTS = 4
 """A request of at most so many texts is a small one."""
+_POOL = 16
+"""Batches' worth of the oldest texts that `plan` may choose from."""
 _SHARE_FLOOR = 64
 """Tokens below which a batch is not divided between idle slots: a run costs as much as 16."""
 
@@ -62,73 +67,56 @@ M = TypeVar("M", bound=Costed)
 class Entry(msgspec.Struct, eq=False):
     """One text that waits to be run.
 
-    `job` and `index` say whose text it is and which one; `line` and `sequence` where it waits and
-    since when, counted over all lines.
+    `job` and `index` say whose text it is and which one, `line` where it waits, `sequence` since
+    when, counted over all lines.
     """
 
     ids: Ids
     job: Any
     index: int
-    line: "Line"
+    line: "Line[Any]"
     sequence: int
     length: int
 
 
-class Line:
-    """The waiting texts of one model in one lane, by age, and where that is asked for by length."""
+class Line(Generic[M]):
+    """The waiting texts of one client, lane and model, by age."""
 
-    def __init__(self, *, by_length: bool) -> None:
-        self._sorted = by_length
-        self._by_length: list[Entry] = []
-        self._lengths: list[int] = []
-        self._by_age: OrderedDict[int, Entry] = OrderedDict()
-        self.tokens = 0
-
-    def __len__(self) -> int:
-        return len(self._by_age)
+    def __init__(self, client: str, lane: Lane, model: M) -> None:
+        self.client, self.lane, self.model = client, lane, model
+        self.entries: OrderedDict[int, Entry] = OrderedDict()
 
     @property
     def oldest(self) -> Entry:
         """The text that has waited longest; there must be one."""
-        return next(iter(self._by_age.values()))
-
-    def add(self, entry: Entry) -> None:
-        """Put a text in line."""
-        if self._sorted:
-            at = self._place(entry)
-            self._by_length.insert(at, entry)
-            self._lengths.insert(at, entry.length)
-        self._by_age[entry.sequence] = entry
-        self.tokens += entry.length
-
-    def remove(self, entry: Entry) -> None:
-        """Take a text out of line, if it is in it."""
-        if self._by_age.pop(entry.sequence, None) is None:
-            return
-        self.tokens -= entry.length
-        if self._sorted:
-            at = self._place(entry)
-            del self._by_length[at], self._lengths[at]
-
-    def plan(self, budget: int, cost: Cost) -> list[Entry]:
-        """The next batch: the oldest text and those that go best with it."""
-        if self._sorted:
-            start, stop = plan(self._lengths, self._place(self.oldest), budget, cost)
-            return self._by_length[start:stop]
-        sizes = itertools.accumulate(entry.length for entry in self._by_age.values())
-        fitting = sum(1 for _ in itertools.takewhile(lambda size: size <= budget, sizes))
-        return list(itertools.islice(self._by_age.values(), max(1, fitting)))
-
-    def _place(self, entry: Entry) -> int:
-        return bisect_left(self._by_length, _order(entry), key=_order)
+        return next(iter(self.entries.values()))
 
 
-def _order(entry: Entry) -> tuple[int, int]:
-    return entry.length, entry.sequence
+class _Client(Generic[M]):
+    """The lines of one client that have texts, and how often bulk was passed by in a row."""
+
+    def __init__(self) -> None:
+        self.lines: dict[tuple[Lane, M], Line[M]] = {}
+        self.passed_by = 0
+
+    def next_line(self) -> Line[M]:
+        """The line whose turn it is."""
+        lanes = {lane for lane, _ in self.lines}
+        bulk_is_due = self.passed_by >= INTERACTIVE_IN_A_ROW
+        lane = max(lanes) if bulk_is_due else min(lanes)
+        lines = [line for line in self.lines.values() if line.lane is lane]
+        return min(lines, key=lambda line: line.oldest.sequence)
+
+    def went(self, lane: Lane) -> None:
+        """A batch began with a text of this lane."""
+        if lane is Lane.BULK:
+            self.passed_by = 0
+        elif any(one is Lane.BULK for one, _ in self.lines):
+            self.passed_by += 1
 
 
 class Schedule(Generic[M]):
-    """The lines of all models of a device.
+    """The waiting texts of all clients and models of a device.
 
     Args:
         max_batch_tokens: tokens per batch, a longer text goes alone; None = as suits the model.
@@ -136,18 +124,18 @@ class Schedule(Generic[M]):
 
     def __init__(self, max_batch_tokens: int | None) -> None:
         self._max_batch_tokens = max_batch_tokens
-        self._lines: dict[tuple[Lane, M], Line] = {}
+        self._clients: dict[str, _Client[M]] = {}
+        self._shares: Shares[str] = Shares()
         self._sequence = itertools.count()
-        self._passed_by = 0
+        self._texts = dict.fromkeys(Lane, 0)
+        self._tokens = 0
 
     def __repr__(self) -> str:
-        texts = dict.fromkeys(Lane, 0)
-        for (lane, _), line in self._lines.items():
-            texts[lane] += len(line)
-        return f"Schedule(interactive={texts[Lane.INTERACTIVE]}, bulk={texts[Lane.BULK]})"
+        interactive, bulk = (self._texts[lane] for lane in Lane)
+        return f"Schedule(interactive={interactive}, bulk={bulk})"
 
     def __bool__(self) -> bool:
-        return any(self._lines.values())
+        return bool(self._clients)
 
     def budget(self, model: M) -> int:
         """Tokens per batch of a model."""
@@ -155,13 +143,14 @@ class Schedule(Generic[M]):
 
     def waiting(self, model: M) -> int:
         """Texts of a model that wait."""
-        return sum(len(line) for (_, owner), line in self._lines.items() if owner is model)
+        lines = (line for client in self._clients.values() for line in client.lines.values())
+        return sum(len(line.entries) for line in lines if line.model is model)
 
-    def add(self, model: M, lane: Lane, job: Any, texts: Iterable[Ids]) -> list[Entry]:
+    def add(self, model: M, lane: Lane, client: str, job: Any, texts: Iterable[Ids]) -> list[Entry]:
         """Put a job's texts in line."""
-        line = self._lines.get((lane, model))
-        if line is None:
-            line = self._lines[lane, model] = Line(by_length=model.cost.padded)
+        line = Line(client, lane, model)
+        if client in self._clients:
+            line = self._clients[client].lines.get((lane, model), line)
         entries = [
             Entry(
                 ids=ids,
@@ -173,9 +162,28 @@ class Schedule(Generic[M]):
             )
             for index, ids in enumerate(texts)
         ]
-        for entry in entries:
-            line.add(entry)
+        if entries:
+            self._shares.join(client)
+            self._clients.setdefault(client, _Client()).lines[lane, model] = line
+        line.entries.update((entry.sequence, entry) for entry in entries)
+        self._texts[lane] += len(entries)
+        self._tokens += sum(entry.length for entry in entries)
         return entries
+
+    def remove(self, entry: Entry) -> None:
+        """Take a text out of line, if it is in it."""
+        line = entry.line
+        if line.entries.pop(entry.sequence, None) is None:
+            return
+        self._texts[line.lane] -= 1
+        self._tokens -= entry.length
+        if line.entries:
+            return
+        client = self._clients[line.client]
+        del client.lines[line.lane, line.model]
+        if not client.lines:
+            del self._clients[line.client]
+            self._shares.leave(line.client)
 
     def take(self, free: int) -> tuple[M, list[Entry]] | None:
         """The next batch and its model, taken out of line.
@@ -187,33 +195,56 @@ class Schedule(Generic[M]):
             free: idle cores; what waits is divided between the runs they can take, so that a lone
                 request of many texts uses all of them.
         """
-        waiting = [(key, line) for key, line in self._lines.items() if line]
-        if not waiting:
+        if not self._clients:
             return None
-        lanes = {lane for (lane, _), _ in waiting}
-        lane = self._next_lane(lanes)
-        (_, model), line = min(
-            ((key, line) for key, line in waiting if key[0] is lane),
-            key=lambda item: item[1].oldest.sequence,
-        )
+        client = self._clients[self._shares.next]
+        line = client.next_line()
+        model = line.model
         if model.threads > free:
             return None
-        share = sum(line.tokens for _, line in waiting) // (free // model.threads)
-        budget = min(self.budget(model), max(share, _SHARE_FLOOR))
-        batch = line.plan(budget, model.cost)
+        share = self._tokens // (free // model.threads)
+        batch = self._batch(line, min(self.budget(model), max(share, _SHARE_FLOOR)))
+        client.went(line.lane)
         for entry in batch:
-            line.remove(entry)
-        if lane is Lane.BULK:
-            self._passed_by = 0
-        elif Lane.BULK in lanes:
-            self._passed_by += 1
+            self._shares.charge(entry.line.client, entry.length)
+        for entry in batch:
+            self.remove(entry)
         return model, batch
 
-    def _next_lane(self, waiting: set[Lane]) -> Lane:
-        if Lane.INTERACTIVE not in waiting:
-            return Lane.BULK
-        bulk_is_due = Lane.BULK in waiting and self._passed_by >= INTERACTIVE_IN_A_ROW
-        return Lane.BULK if bulk_is_due else Lane.INTERACTIVE
+    def _batch(self, line: Line[M], budget: int) -> list[Entry]:
+        """The line's oldest text and those that go best with it."""
+        cost, oldest = line.model.cost, line.oldest
+        candidates = self._in_turn(line)
+        if not cost.padded:
+            return _fitting(candidates, budget)
+        pool = sorted(_fitting(candidates, _POOL * budget), key=_by_length)
+        lengths = [entry.length for entry in pool]
+        start, stop = plan(lengths, pool.index(oldest), budget, cost)
+        return pool[start:stop]
+
+    def _in_turn(self, line: Line[M]) -> Iterator[Entry]:
+        """The line's texts by age, then those of other clients' lines of its lane and model."""
+        yield from line.entries.values()
+        key = line.lane, line.model
+        others = [name for name, client in self._clients.items() if key in client.lines]
+        for name in self._shares.in_turn(others):
+            if name != line.client:
+                yield from self._clients[name].lines[key].entries.values()
+
+
+def _fitting(entries: Iterable[Entry], tokens: int) -> list[Entry]:
+    """The first of them that have so many tokens together, one at least."""
+    batch: list[Entry] = []
+    for entry in entries:
+        tokens -= entry.length
+        if tokens < 0 and batch:
+            break
+        batch.append(entry)
+    return batch
+
+
+def _by_length(entry: Entry) -> tuple[int, int]:
+    return entry.length, entry.sequence
 
 
 def plan(lengths: Sequence[int], anchor: int, budget: int, cost: Cost) -> tuple[int, int]:

@@ -18,6 +18,7 @@ REQUEST = st.tuples(
 )
 REQUESTS = st.lists(REQUEST, max_size=20)
 """Requests as (lane, model, lengths)."""
+CLIENTS = st.integers(1, 4)
 
 
 class Model:
@@ -30,13 +31,14 @@ class Model:
 
 
 def fill(
-    budget: int, requests: list[tuple[Lane, int, list[int]]]
+    budget: int, requests: list[tuple[Lane, int, list[int]]], clients: int = 1
 ) -> tuple[Schedule[Model], list[Entry]]:
-    """A schedule with these requests, and their entries by age."""
+    """A schedule with these requests, of clients in turn, and their entries by age."""
     schedule: Schedule[Model] = Schedule(budget)
     models, entries = [Model(padded=number % 2 == 1) for number in range(3)], []
-    for lane, model, lengths in requests:
-        entries += schedule.add(models[model], lane, None, [ids(length) for length in lengths])
+    for number, (lane, model, lengths) in enumerate(requests):
+        texts, client = [ids(length) for length in lengths], str(number % clients)
+        entries += schedule.add(models[model], lane, client, None, texts)
     return schedule, entries
 
 
@@ -48,15 +50,18 @@ def drain(schedule: Schedule[Model], free: int = 1) -> list[list[Entry]]:
     return batches
 
 
-@given(REQUESTS, BUDGETS, st.integers(1, 4))
-def test_everything_runs_once_within_the_budget(requests: Any, budget: int, free: int) -> None:
-    """Nothing is lost or doubled; batches keep the budget or hold one text, and never mix lines."""
-    schedule, entries = fill(budget, requests)
+@given(REQUESTS, BUDGETS, st.integers(1, 4), CLIENTS)
+def test_everything_runs_once_within_the_budget(
+    requests: Any, budget: int, free: int, clients: int
+) -> None:
+    """Nothing is lost or doubled; batches keep the budget, or hold one text, of one model."""
+    schedule, entries = fill(budget, requests, clients)
     batches = []
     while taken := schedule.take(free):
         model, batch = taken
         batches.append(batch)
-        assert len({id(entry.line) for entry in batch}) == 1
+        assert {entry.line.model for entry in batch} == {model}
+        assert len({entry.line.lane for entry in batch}) == 1
         shape = Shape.of(entry.length for entry in batch)
         assert len(batch) == 1 or model.cost.tokens(shape) <= budget
     assert sorted(e.sequence for batch in batches for e in batch) == [e.sequence for e in entries]
@@ -67,7 +72,6 @@ def test_everything_runs_once_within_the_budget(requests: Any, budget: int, free
 def test_nobody_waits_longer_than_stated(requests: Any, budget: int) -> None:
     """An entry runs within the number of batches that the module states for its lane."""
     schedule, entries = fill(budget, requests)
-    lanes = {id(line): lane for (lane, _), line in schedule._lines.items()}
     when = {
         entry.sequence: number for number, batch in enumerate(drain(schedule), 1) for entry in batch
     }
@@ -75,7 +79,7 @@ def test_nobody_waits_longer_than_stated(requests: Any, budget: int) -> None:
         (Lane.INTERACTIVE, 1 + 1 / INTERACTIVE_IN_A_ROW),
         (Lane.BULK, 1 + INTERACTIVE_IN_A_ROW),
     ):
-        mine = [entry for entry in entries if lanes[id(entry.line)] is lane]
+        mine = [entry for entry in entries if entry.line.lane is lane]
         for older, entry in enumerate(mine):
             assert when[entry.sequence] <= math.ceil((older + 1) * share - 1e-9)
 
@@ -97,7 +101,7 @@ class Traffic(RuleBasedStateMachine):
         """A request comes."""
         texts = [ids(length) for length in lengths]
         share = 1 + (1 / INTERACTIVE_IN_A_ROW if lane is Lane.INTERACTIVE else INTERACTIVE_IN_A_ROW)
-        for entry in self.schedule.add(self.models[model], lane, None, texts):
+        for entry in self.schedule.add(self.models[model], lane, "", None, texts):
             self.waiting[lane].append(entry)
             batches = math.ceil(len(self.waiting[lane]) * share - 1e-9)
             self.due[entry.sequence] = self.batches + batches
@@ -107,7 +111,7 @@ class Traffic(RuleBasedStateMachine):
         """A client hangs up."""
         if self.waiting[lane]:
             entry = data.draw(st.sampled_from(self.waiting[lane]))
-            entry.line.remove(entry)
+            self.schedule.remove(entry)
             self.waiting[lane].remove(entry)
 
     @rule()
@@ -118,8 +122,7 @@ class Traffic(RuleBasedStateMachine):
         self.batches += 1
         for entry in taken[1] if taken else ():
             assert self.batches <= self.due[entry.sequence]
-            (lane,) = (one for one, waiting in self.waiting.items() if entry in waiting)
-            self.waiting[lane].remove(entry)
+            self.waiting[entry.line.lane].remove(entry)
 
     @invariant()
     def counts(self) -> None:
@@ -134,15 +137,11 @@ test_traffic = Traffic.TestCase
 @given(REQUESTS)
 def test_small_requests_go_first(requests: Any) -> None:
     """While both lanes wait, three batches of four are interactive."""
-    schedule, _ = fill(64, requests)
-    lanes = {id(line): lane for (lane, _), line in schedule._lines.items()}
-    left = {
-        lane: sum(len(line) for (one, _), line in schedule._lines.items() if one is lane)
-        for lane in Lane
-    }
+    schedule, entries = fill(64, requests)
+    left = {lane: sum(entry.line.lane is lane for entry in entries) for lane in Lane}
     turn = 0
     for batch in drain(schedule):
-        lane = lanes[id(batch[0].line)]
+        lane = batch[0].line.lane
         if all(left.values()):
             assert lane is (Lane.BULK if turn == INTERACTIVE_IN_A_ROW else Lane.INTERACTIVE)
             turn = 0 if lane is Lane.BULK else turn + 1
@@ -196,7 +195,7 @@ def test_removed_entries_do_not_run() -> None:
     """An entry taken out of line is gone, among others of its length, and only once."""
     schedule, entries = fill(1000, [(Lane.BULK, 0, [5, 5, 5, 7])])
     for _ in range(2):
-        entries[1].line.remove(entries[1])
+        schedule.remove(entries[1])
     assert repr(schedule) == "Schedule(interactive=0, bulk=3)"
     assert [entry.index for entry in drain(schedule)[0]] == [0, 2, 3]
 
@@ -210,7 +209,7 @@ def test_oldest_model_goes_first() -> None:
 def test_batches_as_suit_the_model() -> None:
     """Without a setting, a batch has as many tokens as were measured best for its model."""
     schedule: Schedule[Model] = Schedule(None)
-    schedule.add(Model(), Lane.BULK, None, [ids(64)] * 9)
+    schedule.add(Model(), Lane.BULK, "", None, [ids(64)] * 9)
     assert [len(batch) for batch in drain(schedule)] == [4, 4, 1]
 
 
@@ -218,9 +217,56 @@ def test_nobody_is_passed_by_for_want_of_cores() -> None:
     """While too few cores are free for the model whose turn it is, nobody else gets them."""
     schedule: Schedule[Model] = Schedule(64)
     large, small = Model(threads=2), Model()
-    schedule.add(large, Lane.BULK, None, [ids(5)])
-    schedule.add(small, Lane.BULK, None, [ids(5)])
+    schedule.add(large, Lane.BULK, "", None, [ids(5)])
+    schedule.add(small, Lane.BULK, "", None, [ids(5)])
     assert schedule.take(1) is None
     taken = schedule.take(2)
     assert taken
     assert taken[0] is large
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(list(Lane)), LENGTHS), min_size=2, max_size=5),
+    st.booleans(),
+)
+def test_clients_get_the_same(floods: Any, padded: bool) -> None:  # noqa: FBT001 - generated
+    """Of clients that wait, none is more than a batch ahead, whatever they sent."""
+    schedule: Schedule[Model] = Schedule(128)
+    model, waits = Model(padded=padded), [0] * len(floods)
+    for number, (lane, lengths) in enumerate(floods):
+        texts = [ids(length) for length in lengths]
+        waits[number] = len(schedule.add(model, lane, str(number), None, texts))
+    had = [0] * len(floods)
+    while taken := schedule.take(1):
+        for entry in taken[1]:
+            number = int(entry.line.client)
+            waits[number] -= 1
+            had[number] += entry.length
+        waiting = [had[number] for number, left in enumerate(waits) if left]
+        assert max(waiting, default=0) - min(waiting, default=0) <= max(128, 300)
+
+
+def test_bulk_sent_as_singles_gains_nothing() -> None:
+    """A client whose texts are all small requests gets no more than one that sends bulk."""
+    schedule: Schedule[Model] = Schedule(100)
+    model = Model()
+    schedule.add(model, Lane.BULK, "bulk", None, [ids(10)] * 100)
+    for _ in range(100):
+        schedule.add(model, Lane.INTERACTIVE, "singles", None, [ids(10)])
+    first = [entry.line.client for batch in drain(schedule)[:10] for entry in batch]
+    assert first.count("bulk") == first.count("singles") == 50
+
+
+def test_small_clients_share_a_batch() -> None:
+    """Single texts of many clients go together, and a newcomer gets its share at once."""
+    schedule: Schedule[Model] = Schedule(100)
+    model = Model()
+    for client in "abcdefghij":
+        schedule.add(model, Lane.INTERACTIVE, client, None, [ids(10)])
+    assert len(drain(schedule)) == 1
+    schedule.add(model, Lane.BULK, "old", None, [ids(100)] * 50)
+    for _ in range(20):
+        schedule.take(1)
+    schedule.add(model, Lane.BULK, "new", None, [ids(100)] * 3)
+    clients = [batch[0].line.client for batch in drain(schedule)[:6]]
+    assert sorted(clients) == ["new"] * 3 + ["old"] * 3

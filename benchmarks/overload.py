@@ -1,0 +1,308 @@
+"""`make bench-overload`: what happens at ten times the load that the server can carry.
+
+Everything stays on loopback and is bounded in count and time. Results are printed and stored in
+`overload.json` beside this file.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from benchmarks import openloop
+from benchmarks.corpus import corpus
+from benchmarks.load import bodies, drive
+from benchmarks.openloop import Order, Outcome
+from benchmarks.server import Server, demo_server, gauge, tokens_served
+from embedding_server.catalog.demo import demo_model
+
+_RESULTS = Path(__file__).with_name("overload.json")
+_TIMES, _BULK = 10, 32
+"""How many times the load it can carry, and texts per bulk request."""
+_PEAK_SECONDS, _OVERLOAD_SECONDS, _SINGLES_SECONDS, _FAIR_SECONDS = 10.0, 60.0, 20.0, 20.0
+_SETTLE_SECONDS = 3.0
+_LATE_SECONDS = 4.5
+"""A refusal after so long is one by timeout in line."""
+_LARGE_BYTES, _LARGE_CLIENTS = 8 << 20, 64
+_HANG_UPS, _HANG_UPS_AT_ONCE = 1000, 100
+_POLITE = "127.0.0.2"
+
+
+class Overload(msgspec.Struct, frozen=True, kw_only=True):
+    """Ten times the load; times in seconds."""
+
+    offered: float
+    """Requests per second."""
+    goodput: float
+    """Tokens per second, of the closed-loop peak."""
+    statuses: dict[int, int]
+    without_retry_after: int
+    refusal_p99: float
+    refused_after_waiting: float
+    """Refusals by timeout in line, of all refusals."""
+    prediction_error: float
+    """Median of |wait / predicted - 1| of those who waited."""
+    beyond_prediction: float
+    """99th percentile of what they waited beyond 1.25 times the prediction."""
+    probe_p99: float
+    generator_cpu: float
+    memory: float
+    """Peak resident memory, of the peak at the load it can carry."""
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """All of it."""
+
+    peaks: dict[int, float]
+    """Texts per request -> tokens per second of a closed loop."""
+    bulk: Overload
+    singles: Overload
+    obedient: float
+    """Served within three tries, of clients that obey Retry-After after a burst of 2x."""
+    large_bodies_mb: float
+    """Growth of resident memory with 64 clients that send 8 MB each."""
+    polite_share: dict[str, float]
+    """Flood -> share of all tokens of a client with 4 connections x 32 texts beside it."""
+    leaked: dict[str, float]
+    """What is left inside after 1,000 hang-ups."""
+    lost_at_shutdown: int
+    answered_at_shutdown: dict[int, int]
+
+
+def main() -> None:
+    """Measure everything, print it and store it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(scratch, "log")
+        with (
+            log.open("w") as out,
+            demo_server("--drain-grace-ms", "2000", log=out.fileno()) as server,
+        ):
+            stored = msgspec.json.format(msgspec.json.encode(_measure(server, log)))
+    print(stored.decode())
+    _RESULTS.write_bytes(stored)
+
+
+def _measure(server: Server, log: Path) -> Result:
+    texts, model = corpus(), demo_model().id
+    requests = {size: bodies(model, texts, size) for size in (_BULK, 1)}
+    with server.peak_mb() as memory:
+        peaks = {_BULK: _peak(server, requests[_BULK], 4), 1: _peak(server, requests[1], 64)}
+    mean = _mean_tokens(server, requests[1])
+
+    def order(size: int, times: float, seconds: float, tries: int = 1) -> Order:
+        return Order(
+            url=f"{server.url}/api/embed",
+            bodies=requests[size],
+            rate=times * peaks[size] / mean / size,
+            seconds=seconds,
+            tries=tries,
+        )
+
+    def overload(size: int, seconds: float) -> Overload:
+        return _overload(server, order(size, _TIMES, seconds), peaks[size], memory[0], log)
+
+    def polite(size: int) -> float:
+        return _polite_share(server, model, texts, order(size, _TIMES, _FAIR_SECONDS))
+
+    bulk, singles = overload(_BULK, _OVERLOAD_SECONDS), overload(1, _SINGLES_SECONDS)
+    obedient = openloop.send(order(_BULK, 2.0, 10.0, tries=3))
+    large = _large_bodies(server, model)
+    shares = {"bulk": polite(_BULK), "singles": polite(1)}
+    leaked = _hang_ups(server, requests[_BULK])
+    end = _shutdown(server, order(_BULK, 1.0, 10.0))
+    return Result(
+        peaks=peaks,
+        bulk=bulk,
+        singles=singles,
+        obedient=obedient.count(200) / len(obedient.answers),
+        large_bodies_mb=large,
+        polite_share=shares,
+        leaked=leaked,
+        lost_at_shutdown=end.count(0),
+        answered_at_shutdown=Counter(answer.status for answer in end.answers),
+    )
+
+
+def _peak(server: Server, requests: Sequence[str], connections: int) -> float:
+    """Tokens per second of a closed loop."""
+    drive(f"{server.url}/api/embed", requests, connections, _SETTLE_SECONDS)
+    before = tokens_served(server.url)
+    seconds = drive(f"{server.url}/api/embed", requests, connections, _PEAK_SECONDS).seconds
+    return (tokens_served(server.url) - before) / seconds
+
+
+def _mean_tokens(server: Server, singles: Sequence[str]) -> float:
+    before = tokens_served(server.url)
+    for body in singles[::20]:
+        _post(server.url, body)
+    return (tokens_served(server.url) - before) / len(singles[::20])
+
+
+def _overload(server: Server, order: Order, peak: float, memory: float, log: Path) -> Overload:
+    seen = log.stat().st_size
+    with server.peak_mb() as peaks, _probes(server) as probes, openloop.running(order) as load:
+        time.sleep(_SETTLE_SECONDS)
+        started, before = time.monotonic(), tokens_served(server.url)
+        time.sleep(order.seconds - 2 * _SETTLE_SECONDS)
+        goodput = (tokens_served(server.url) - before) / (time.monotonic() - started)
+        outcome = openloop.outcome(load)
+    refused = [answer for answer in outcome.answers if answer.status == 503]
+    late = sum(answer.seconds > _LATE_SECONDS for answer in refused)
+    waits = _waits(log, seen)
+    return Overload(
+        offered=order.rate,
+        goodput=goodput / peak,
+        statuses=Counter(answer.status for answer in outcome.answers),
+        without_retry_after=sum(answer.retry_after is None for answer in refused),
+        refusal_p99=_p99([one.seconds for one in refused if one.seconds <= _LATE_SECONDS]),
+        refused_after_waiting=late / max(1, len(refused)),
+        prediction_error=statistics.median(abs(waited / said - 1) for waited, said in waits),
+        beyond_prediction=_p99([waited - 1.25 * said for waited, said in waits]),
+        probe_p99=_p99(probes),
+        generator_cpu=outcome.cpu,
+        memory=peaks[0] / memory,
+    )
+
+
+def _waits(log: Path, seen: int) -> list[tuple[float, float]]:
+    """Seconds in line and what was predicted for it, of the answered requests in the log."""
+    with log.open() as lines:
+        lines.seek(seen)
+        events = [json.loads(line) for line in lines if '"predicted_queue_ms"' in line]
+    return [
+        (event["queue_ms"] / 1000, max(event["predicted_queue_ms"], 1) / 1000) for event in events
+    ]
+
+
+@contextlib.contextmanager
+def _probes(server: Server) -> Iterator[list[float]]:
+    """Seconds that probes take, ten a second, on a connection each, as Kubernetes does."""
+    times: list[float] = []
+    done = threading.Event()
+
+    def probe() -> None:
+        while not done.wait(0.1):
+            for path in ("/health/live", "/health/ready"):
+                started = time.perf_counter()
+                connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=10)
+                connection.request("GET", path)
+                if connection.getresponse().status != http.client.OK:
+                    raise RuntimeError(path)
+                connection.close()
+                times.append(time.perf_counter() - started)
+
+    prober = threading.Thread(target=probe)
+    prober.start()
+    try:
+        yield times
+    finally:
+        done.set()
+        prober.join()
+
+
+def _large_bodies(server: Server, model: str) -> float:
+    text = "word " * (_LARGE_BYTES // 5)
+    order = Order(
+        url=f"{server.url}/api/embed",
+        bodies=[json.dumps({"model": model, "text": text})],
+        rate=_LARGE_CLIENTS,
+        seconds=1.0,
+    )
+    before = server.resident_mb
+    with server.peak_mb() as memory:
+        openloop.send(order)
+    return memory[0] - before
+
+
+def _polite_share(server: Server, model: str, texts: Sequence[str], flood: Order) -> float:
+    """Of all tokens, those of a client of its own address that has 4 requests out at most."""
+    groups = [texts[at : at + _BULK] for at in range(0, len(texts), _BULK)]
+    done = threading.Event()
+
+    def work(number: int) -> int:
+        transport, tokens, at = httpx.HTTPTransport(local_address=_POLITE), 0, number
+        with httpx.Client(transport=transport, timeout=60) as client:
+            while not done.is_set():
+                body = {
+                    "model": model,
+                    "input": groups[at % len(groups)],
+                    "encoding_format": "base64",
+                }
+                answer = client.post(f"{server.url}/v1/embeddings", json=body)
+                if answer.is_success:
+                    tokens += answer.json()["usage"]["total_tokens"]
+                at += 4
+        return tokens
+
+    with openloop.running(flood) as load, ThreadPoolExecutor(4) as pool:
+        time.sleep(_SETTLE_SECONDS)
+        before = tokens_served(server.url)
+        polite = [pool.submit(work, number) for number in range(4)]
+        time.sleep(flood.seconds - 2 * _SETTLE_SECONDS)
+        done.set()
+        tokens = sum(one.result() for one in polite)
+        total = tokens_served(server.url) - before
+        openloop.outcome(load)
+    return tokens / total
+
+
+def _hang_ups(server: Server, requests: Sequence[str]) -> dict[str, float]:
+    """What 1,000 clients that hang up at random moments leave behind."""
+    permits = httpx.get(f"{server.url}/health/status").json()["available_permits"]
+    address = urlsplit(server.url)
+    chance = random.Random(0)
+
+    def call(seconds: float) -> None:
+        body = requests[int(seconds * 1e6) % len(requests)].encode()
+        head = "POST /api/embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        with socket.create_connection((address.hostname, address.port)) as client:
+            client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            time.sleep(seconds)
+
+    with ThreadPoolExecutor(_HANG_UPS_AT_ONCE) as pool:
+        list(pool.map(call, [chance.uniform(0, 0.5) for _ in range(_HANG_UPS)]))
+    time.sleep(1.0)
+    status = httpx.get(f"{server.url}/health/status").json()
+    return {
+        "admitted": gauge(server.url, "inference_admitted_requests"),
+        "waiting": status["total_queue_depth"],
+        "texts in line": sum(model["queue"] for model in status["models"].values()),
+        "permits": permits - status["available_permits"],
+    }
+
+
+def _shutdown(server: Server, order: Order) -> Outcome:
+    """SIGTERM in the middle of the load that the server can carry."""
+    with openloop.running(order) as load:
+        time.sleep(order.seconds / 2)
+        os.kill(server.pid, signal.SIGTERM)
+        return openloop.outcome(load)
+
+
+def _post(url: str, body: str) -> None:
+    httpx.post(
+        f"{url}/api/embed", content=body, headers={"Content-Type": "application/json"}
+    ).raise_for_status()
+
+
+def _p99(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) * 99 // 100] if values else 0.0
+
+
+if __name__ == "__main__":
+    main()
