@@ -33,11 +33,13 @@ class ApiRequest(Request[Any, Any, State]):
     """A request whose JSON body becomes the struct that the handler's `data` names."""
 
     async def json(self) -> Any:
-        """The decoded body; raises `BadRequest`."""
-        field = self.route_handler.parsed_data_field
+        """The decoded body, whose bytes are not kept; raises `BadRequest`."""
+        field, message = self.route_handler.parsed_data_field, await self.receive()
         assert field is not None
+        assert message["type"] == "http.request"
+        body, message["body"] = message["body"], b""
         try:
-            return msgspec.json.decode(await self.body(), type=field.annotation)
+            return msgspec.json.decode(body, type=field.annotation)
         except RecursionError as exc:
             raise BadRequest("the JSON is nested too deeply") from exc
         except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
@@ -113,7 +115,7 @@ class BodyReader:
             await self._app(scope, receive, send)
             return
         _require_json(header(scope, b"content-type"))
-        body = None
+        late = "its body did not arrive"
         try:
             async with asyncio.timeout(self._timeout) as limit:
                 with self._budget.account() as charge:
@@ -122,13 +124,19 @@ class BodyReader:
                     if body is None:
                         self._metrics.cancelled.inc()
                         return
+                    late = "it was not done"
                     encoding = header(scope, b"content-encoding", "identity").strip().lower()
                     if encoding != "identity":
                         body = decompress(body, encoding, self._max_bytes)
                         charge(len(body))
-                    await self._handle(body, limit, scope, receive, send)
+                    message: HTTPReceiveMessage = {
+                        "type": "http.request",
+                        "body": body,
+                        "more_body": False,
+                    }
+                    del body  # whoever reads the message takes it out
+                    await self._handle(message, limit, scope, receive, send)
         except TimeoutError as exc:
-            late = "its body did not arrive" if body is None else "it was not done"
             raise self._queue.refusal(
                 "request_timeout", f"the request took too long: {late} within {self._timeout:g} s"
             ) from exc
@@ -139,22 +147,26 @@ class BodyReader:
         """The body as sent; None if the client left before its end."""
         self._require_fit(declared)
         charge(declared)
-        parts, size, more = [], 0, True
+        body, more = bytearray(), True
         while more:
             message = await receive()
             if message["type"] != "http.request":
                 return None
             part = message["body"]
-            size += len(part)
-            self._require_fit(size)
+            body += part
+            self._require_fit(len(body))
             if not declared:  # a chunked body is charged as it comes
                 charge(len(part))
-            parts.append(part)
             more = message["more_body"]
-        return b"".join(parts)
+        return bytes(body)
 
     async def _handle(
-        self, body: bytes, limit: asyncio.Timeout, scope: Scope, receive: Receive, send: Send
+        self,
+        message: HTTPReceiveMessage,
+        limit: asyncio.Timeout,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
         handler = asyncio.current_task()
         assert handler is not None
@@ -168,7 +180,7 @@ class BodyReader:
             handler.cancel()
 
         async def replay() -> HTTPReceiveMessage:
-            return {"type": "http.request", "body": body, "more_body": False}
+            return message
 
         async def forward(message: Message) -> None:
             if message["type"] == "http.response.body" and not message.get("more_body"):
