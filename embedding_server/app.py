@@ -19,6 +19,7 @@ from embedding_server.api.middleware import RequestLog
 from embedding_server.api.parts import Parts
 from embedding_server.catalog import Catalog, open_catalog
 from embedding_server.core import ModelSpec
+from embedding_server.errors import SettingsError
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.cores import usable_cores
 from embedding_server.serving.admission import AdmissionQueue
@@ -81,9 +82,11 @@ def create_app(settings: Settings) -> App:
     registry = Registry(
         catalog.models.values(),
         Loader(device, RunPlan.of(settings), tokenizing, metrics),
-        settings.queue_timeout_ms / 1000,
-        settings.max_queue_depth,
-        metrics,
+        patience=settings.queue_timeout_ms / 1000,
+        max_waiting=settings.max_queue_depth,
+        max_loaded=settings.max_loaded_models,
+        ttl=settings.model_ttl_seconds,
+        metrics=metrics,
     )
     engine = Engine(
         catalog,
@@ -113,7 +116,7 @@ def create_app(settings: Settings) -> App:
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         device.start()
-        registry.preload(preloaded)
+        registry.start(preloaded)
         yield
         await registry.stop()
         tokenizing.shutdown(wait=False, cancel_futures=True)
@@ -152,9 +155,17 @@ def _litestar(parts: Parts, lifespan: Lifespan) -> Litestar:
 
 
 def _preloaded(settings: Settings, catalog: Catalog) -> tuple[ModelSpec, ...]:
-    """What to load at start: as `INFERENCE_PRELOAD` says, else all unless a list is `*`."""
+    """What to load at start: as `INFERENCE_PRELOAD` says, else all unless something limits it."""
+    limit = settings.max_loaded_models
     if settings.preload is not None:
-        return tuple({name: catalog.spec(name) for name in settings.preload}.values())
-    if "*" in settings.allowed_embedding_models + settings.allowed_rerank_models:
+        specs = {spec.id: spec for spec in map(catalog.spec, settings.preload)}
+        if limit and len(specs) > limit:
+            raise SettingsError(
+                f"INFERENCE_PRELOAD names {len(specs)} models, but"
+                f" INFERENCE_MAX_LOADED_MODELS={limit}: raise it, or name fewer"
+            )
+        return tuple(specs.values())
+    everything = "*" in settings.allowed_embedding_models + settings.allowed_rerank_models
+    if everything or limit or settings.model_ttl_seconds:
         return ()
     return tuple(catalog.models.values())

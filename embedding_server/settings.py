@@ -64,8 +64,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     )
     preload: Annotated[
         Names | None,
-        _field("models to load at start; unset = all allowed ones, or none if a list is `*`"),
+        _field(
+            "models to load at start and to keep; unset = all allowed ones, or none if a list is"
+            " `*` or residency is limited"
+        ),
     ] = None
+    max_loaded_models: Annotated[
+        int, _field("models resident at once, the one used longest ago makes room; 0 = all")
+    ] = 0
+    model_ttl_seconds: Annotated[
+        int, _field("unload a model that nobody used for so long; 0 = never", le=1 << 30)
+    ] = 0
     ready_policy: Annotated[
         Literal["all", "any"], _field("ready when `all` preloaded models serve, or `any` of them")
     ] = "all"

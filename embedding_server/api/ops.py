@@ -163,8 +163,13 @@ def _model(resident: Resident) -> ModelStatus:
 
 
 def _cache_info(here: Parts) -> CacheInfo:
-    loaded = here.engine.registry.loaded
-    return CacheInfo(cached_models=loaded, num_cached=len(loaded), max_cached=0, cache_ttl=0)
+    registry = here.engine.registry
+    return CacheInfo(
+        cached_models=registry.loaded,
+        num_cached=len(registry.loaded),
+        max_cached=registry.max_loaded,
+        cache_ttl=int(registry.ttl),
+    )
 
 
 def _uptime(here: Parts) -> float:

@@ -113,6 +113,12 @@ class Metrics:
         gauge = self._gauge
         self.model_ready = gauge("model_ready", "1 while the model serves", "model")
         self.load_failures = self._counter("model_load_failures", "Loads that failed", "model")
+        self.evictions = self._counter(
+            "model_evictions",
+            "Models unloaded: for room, or because they were idle",
+            "model",
+            "reason",
+        )
         self.model_load_seconds = gauge("model_load_seconds", "Length of the last load", "model")
         self.model_bytes = gauge("model_resident_bytes", "Graph and weights", "model")
 

@@ -8,7 +8,7 @@ import itertools
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -74,11 +74,18 @@ def store(profile: Profile, path: Path) -> None:
         log.warning("profile.unsaved", error=str(exc))
 
 
-def measure(session: Session, max_tokens: int, seconds: float, cores: int) -> Cost:
+def measure(
+    session: Session,
+    max_tokens: int,
+    seconds: float,
+    cores: int,
+    quiet: Callable[[], bool] = lambda: True,
+) -> Cost:
     """Time runs of several batches and fit the cost by least relative squares.
 
     They run beside a busy event loop and, on all other cores, the same model. It takes so many
-    seconds, or one run where that is longer; 0 seconds give the default cost.
+    seconds, or one run where that is longer, and ends where `quiet` does; 0 seconds give the
+    default cost.
     """
     if not seconds:
         return Cost(padded=session.padded)
@@ -91,7 +98,7 @@ def measure(session: Session, max_tokens: int, seconds: float, cores: int) -> Co
             started = time.perf_counter()
             session.run(texts)
             best[batch] = min(best[batch], time.perf_counter() - started)
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or not quiet():
                 break
     measured = {batch: value for batch, value in best.items() if np.isfinite(value)}
     return fit(measured, padded=session.padded)

@@ -1,10 +1,12 @@
-"""Which models are resident: loading them, trying again, and lending them to requests.
+"""Which models are resident: loading, lending and unloading them.
 
 Loading happens off the event loop, once however many requests wait for it, while other models
-serve; a load that failed is tried again with back-off.
+serve; a load that failed is tried again with back-off. Where residency is limited, the model used
+longest ago makes room.
 """
 
 import asyncio
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -40,17 +42,22 @@ class State(StrEnum):
 class Resident:
     """One allowed model and where it stands; while somebody is in its `with` block it is in use."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, freed: asyncio.Event) -> None:
         self.spec = spec
         self.state = State.UNLOADED
+        self.pinned = False
+        """Whether it is loaded again and again until that works, and then stays."""
         self.model: Model | None = None
         self.error = ""
-        self.loaded_at = self.retry_at = 0.0
+        self.load_began = self.loaded_at = self.used_at = self.retry_at = 0.0
         """On the clock of `time.monotonic`."""
         self.users = self.waiting = 0
         self.settled = asyncio.Event()
         """Set while the model is ready or its last load has failed."""
         self.loading: asyncio.Task[None] | None = None
+        self.load_seconds = self.retry_seconds = 0.0
+        """Length of the last load, and how long the next one waits should it fail."""
+        self._freed = freed
 
     def __repr__(self) -> str:
         return f"Resident({self.spec.id!r}, {self.state}, users={self.users})"
@@ -62,6 +69,29 @@ class Resident:
 
     def __exit__(self, *_: object) -> None:
         self.users -= 1
+        self.used_at = time.monotonic()
+        self._freed.set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it could be unloaded now."""
+        wanted = self.pinned or self.users or self.waiting
+        return self.state is State.READY and not wanted
+
+
+def plan_evictions(
+    residents: Iterable[Resident], *, room: int | None, ttl: float, now: float
+) -> list[Resident]:
+    """What to unload, the one used longest ago first.
+
+    `room` models may stay (None = any number), and none that was not used for `ttl` seconds
+    (0 = any time) before `now`. What is in use, waited for or pinned stays in any case.
+    """
+    present = [one for one in residents if one.state in (State.LOADING, State.READY)]
+    idle = sorted((one for one in present if one.idle), key=lambda one: one.used_at)
+    excess = 0 if room is None else max(0, len(present) - room)
+    expired = sum(bool(ttl) and now - one.used_at >= ttl for one in idle)
+    return idle[: max(excess, expired)]
 
 
 class Registry:
@@ -72,23 +102,33 @@ class Registry:
         load: makes one resident; blocks, raises `LoadError`.
         patience: seconds a request waits for a cold model.
         max_waiting: requests that may wait for one cold model.
+        max_loaded: models that may be resident at once; 0 = all.
+        ttl: seconds after which an unused one is unloaded; 0 = never.
     """
 
     def __init__(
         self,
         specs: Iterable[ModelSpec],
         load: Callable[[ModelSpec], Model],
+        *,
         patience: float,
         max_waiting: int,
+        max_loaded: int = 0,
+        ttl: float = 0.0,
         metrics: Metrics,
     ) -> None:
-        self.residents = {spec.id: Resident(spec) for spec in specs}
-        for name in self.residents:
-            metrics.model_ready.labels(name).set(0)
+        self._freed = asyncio.Event()
+        """Set whenever a place may have become free."""
+        self.residents = {spec.id: Resident(spec, self._freed) for spec in specs}
+        self.max_loaded, self.ttl = max_loaded, ttl
         self._load = load
         self._patience = patience
         self._max_waiting = max_waiting
         self._metrics = metrics
+        self._sweeping: asyncio.Task[None] | None = None
+        for name, resident in self.residents.items():
+            metrics.model_ready.labels(name).set(0)
+            metrics.model_bytes.labels(name).set_function(partial(_resident_bytes, resident))
 
     def __repr__(self) -> str:
         return f"Registry({list(self.residents.values())!r})"
@@ -99,14 +139,19 @@ class Registry:
         ready = [one for one in self.residents.values() if one.state is State.READY]
         return [one.spec.id for one in sorted(ready, key=lambda one: one.loaded_at)]
 
-    def preload(self, specs: Iterable[ModelSpec]) -> None:
-        """Start loading models; returns at once."""
-        for spec in specs:
-            self._ensure(self.residents[spec.id])
+    def start(self, pinned: Iterable[ModelSpec]) -> None:
+        """Start loading the models that are to stay; returns at once."""
+        if self.ttl:
+            self._sweeping = asyncio.create_task(self._sweep())
+        for spec in pinned:
+            resident = self.residents[spec.id]
+            resident.pinned = True
+            self._ensure(resident)
 
     async def stop(self) -> None:
         """Give up loading."""
         tasks = [one.loading for one in self.residents.values() if one.loading]
+        tasks += [self._sweeping] if self._sweeping else []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -126,15 +171,14 @@ class Registry:
         self._ensure(resident)
         if resident.waiting >= self._max_waiting:
             message = f"{resident.waiting} requests wait for {resident.spec.id} to load"
-            raise self._refusal("loading", message, self._patience)
+            raise self._refusal("loading", message, self._remaining(resident))
         resident.waiting += 1
         try:
             async with asyncio.timeout(self._patience):
                 await resident.settled.wait()
         except TimeoutError as exc:
-            raise self._refusal(
-                "loading", f"{resident.spec.id} is still loading", self._patience
-            ) from exc
+            message = f"{resident.spec.id} is still {resident.state}"
+            raise self._refusal("loading", message, self._remaining(resident)) from exc
         finally:
             resident.waiting -= 1
         if resident.model is None:
@@ -142,50 +186,109 @@ class Registry:
             after = resident.retry_at - time.monotonic()
             raise self._refusal("load_failed", message, after)
 
+    def _remaining(self, resident: Resident) -> float:
+        """Seconds that the load will still take, by how long it took last time."""
+        if not resident.load_seconds:
+            return self._patience
+        return resident.load_began + resident.load_seconds - time.monotonic()
+
     def _refusal(self, reason: str, message: str, after: float) -> ModelLoadError:
         """A counted 503."""
         self._metrics.rejections.labels(reason).inc()
         return ModelLoadError(message, reason=reason, retry_after=after)
 
     def _ensure(self, resident: Resident) -> None:
-        if resident.loading is None:
-            resident.state = State.LOADING
+        if resident.loading is None and time.monotonic() >= resident.retry_at:
+            resident.settled.clear()
             resident.loading = asyncio.create_task(self._bring_up(resident))
 
     async def _bring_up(self, resident: Resident) -> None:
-        """Load until it works, with back-off."""
-        delay, name = _FIRST_RETRY_SECONDS, resident.spec.id
+        """Load; a pinned model until that works, others once per request that asks for them."""
         while True:
-            resident.state, started = State.LOADING, time.monotonic()
-            log.info("model.loading", model=name)
-            try:
-                resident.model = await in_daemon_thread(self._load, resident.spec)
+            if await self._try(resident):
+                return
+            if not resident.pinned:
                 break
-            except Exception as exc:
-                known = isinstance(exc, LoadError)
-                resident.error = str(exc) if known else "unexpected error, see the log"
-                resident.state = State.FAILED
-                resident.retry_at = time.monotonic() + delay
-                resident.settled.set()
-                self._metrics.load_failures.labels(name).inc()
-                log.error(  # noqa: TRY400 - an expected reason needs no traceback
-                    "model.failed",
-                    model=name,
-                    error=resident.error,
-                    retry_seconds=delay,
-                    exc_info=None if known else exc,
-                )
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, _LAST_RETRY_SECONDS)
-        resident.state, resident.error = State.READY, ""
-        resident.loaded_at = time.monotonic()
+            await asyncio.sleep(resident.retry_at - time.monotonic())
+        resident.loading = None
+
+    async def _try(self, resident: Resident) -> bool:
+        name = resident.spec.id
+        await self._make_room(resident)
+        resident.load_began = time.monotonic()
+        log.info("model.loading", model=name)
+        try:
+            resident.model = await in_daemon_thread(self._load, resident.spec)
+        except Exception as exc:
+            known = isinstance(exc, LoadError)
+            resident.error = str(exc) if known else "unexpected error, see the log"
+            resident.state = State.FAILED
+            delay = min(max(_FIRST_RETRY_SECONDS, 2 * resident.retry_seconds), _LAST_RETRY_SECONDS)
+            resident.retry_seconds, resident.retry_at = delay, time.monotonic() + delay
+            self._metrics.load_failures.labels(name).inc()
+            log.error(  # noqa: TRY400 - an expected reason needs no traceback
+                "model.failed",
+                model=name,
+                error=resident.error,
+                retry_seconds=delay,
+                exc_info=None if known else exc,
+            )
+        else:
+            resident.state, resident.error, resident.retry_seconds = State.READY, "", 0.0
+            resident.loaded_at = resident.used_at = time.monotonic()
+            resident.load_seconds = resident.loaded_at - resident.load_began
+            self._metrics.model_ready.labels(name).set(1)
+            self._metrics.model_load_seconds.labels(name).set(resident.load_seconds)
+            log.info("model.loaded", model=name, seconds=round(resident.load_seconds, 2))
         resident.settled.set()
-        seconds = resident.loaded_at - started
-        self._metrics.model_ready.labels(name).set(1)
-        self._metrics.model_load_seconds.labels(name).set(seconds)
-        model = resident.model
-        self._metrics.model_bytes.labels(name).set_function(lambda: model.resident_bytes)
-        log.info("model.loaded", model=name, seconds=round(seconds, 2))
+        self._freed.set()
+        return resident.model is not None
+
+    async def _make_room(self, resident: Resident) -> None:
+        """Wait until one more model may be resident, unloading idle ones, and take its place."""
+        room = self.max_loaded - 1 if self.max_loaded else None
+        while True:
+            others = [one for one in self.residents.values() if one is not resident]
+            now = time.monotonic()
+            for one in plan_evictions(others, room=room, ttl=0.0, now=now):
+                self._unload(one, "room")
+            present = sum(one.state in (State.LOADING, State.READY) for one in others)
+            if room is None or present <= room:
+                resident.state = State.LOADING
+                return
+            self._freed.clear()
+            await self._freed.wait()
+
+    async def _sweep(self) -> None:
+        """Unload what nobody has used for `ttl` seconds."""
+        while True:
+            await asyncio.sleep(min(1.0, self.ttl / 4))
+            now = time.monotonic()
+            for one in plan_evictions(self.residents.values(), room=None, ttl=self.ttl, now=now):
+                self._unload(one, "idle")
+
+    def _unload(self, resident: Resident, reason: str) -> None:
+        name, models = resident.spec.id, [resident.model]
+        resident.model = resident.loading = None
+        resident.state = State.UNLOADED
+        resident.settled.clear()
+        self._metrics.model_ready.labels(name).set(0)
+        self._metrics.evictions.labels(name, reason).inc()
+        log.info("model.unloaded", model=name, reason=reason)
+        # Freeing large memory takes a while.
+        threading.Thread(target=_release, args=(models,), name="unload", daemon=True).start()
+
+
+def _resident_bytes(resident: Resident) -> float:
+    return resident.model.resident_bytes if resident.model else 0
+
+
+def _release(models: list[Model | None]) -> None:
+    """Let go of models, and give their memory back to the system where the C library can."""
+    models.clear()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
 
 
 async def in_daemon_thread(function: Callable[[ModelSpec], T], spec: ModelSpec) -> T:

@@ -116,14 +116,14 @@ class Source:
     def profile(self, quiet: Callable[[], bool] = lambda: True) -> Profile:
         """What is stored for this model and machine, else what is measured now.
 
-        That is stored where `quiet` held before and after: nothing else used the machine.
+        It is measured while `quiet` holds: nothing else uses the machine. Otherwise the machine is
+        left to those who use it, and what is returned is the default, or what was seen so far.
         """
         profile = profiles.stored(self.profile_path)
         if profile and profile.seconds >= self._plan.warmup:
             return profile
-        was_quiet = quiet()
-        profile = self._measure()
-        if self._plan.warmup and was_quiet and quiet():
+        profile = self._measure(quiet)
+        if self._plan.warmup and quiet():
             profiles.store(profile, self.profile_path)
         return profile
 
@@ -165,18 +165,20 @@ class Source:
         digest.update(" ".join(words).encode())
         return digest.hexdigest()
 
-    def _measure(self) -> Profile:
-        half, limit = self._plan.warmup / 2, self._spec.max_tokens
+    def _measure(self, quiet: Callable[[], bool]) -> Profile:
+        half, limit = self._plan.warmup / 2 * quiet(), self._spec.max_tokens
         way = Way(self.fixed_threads or Threads())
         if half:
             tried = ways(self._cores, self.fixed_threads)
-            way = best_way(partial(self.open, wide=False), tried, self._cores, limit, half)
+            way = best_way(
+                partial(self.open, wide=False), tried, self._cores, limit, seconds=half, quiet=quiet
+            )
         session = self.open(way.threads, wide=False)
         judged = half and self._plan.precision is not Precision.FP32
         return Profile(
-            cost=profiles.measure(session, limit, half, self._cores),
+            cost=profiles.measure(session, limit, half, self._cores, quiet),
             way=way,
-            seconds=self._plan.warmup,
+            seconds=2 * half,
             quality=self.quality() if judged else None,
         )
 

@@ -65,17 +65,25 @@ def _threads(cores: int, fixed: Threads | None, spinning: Sequence[Spinning]) ->
 
 
 def best_way(
-    open_session: Open, candidates: Sequence[Way], cores: int, max_tokens: int, seconds: float
+    open_session: Open,
+    candidates: Sequence[Way],
+    cores: int,
+    max_tokens: int,
+    *,
+    seconds: float,
+    quiet: Callable[[], bool] = lambda: True,
 ) -> Way:
     """The first candidate, or one that is clearly faster, measured twice.
 
     It takes so many seconds, and to open the sessions, one at a time; what does not fit into them
-    is not tried.
+    is not tried. Where `quiet` ends it is the first.
     """
     deadline, share = time.monotonic() + seconds, seconds / (len(candidates) + 2)
     points = []
     for point in sweep(open_session, candidates, cores, max_tokens, share):
         points.append(point)
+        if not quiet():
+            return candidates[0]
         if time.monotonic() >= deadline:
             break
     return settle(open_session, points, cores, max_tokens, share)

@@ -1,5 +1,7 @@
 """Loading: the self-check, and a cache that is damaged."""
 
+import itertools
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from embedding_server.serving.cost import Cost
 from embedding_server.serving.loader import LoadError, check
 from embedding_server.serving.profile import store, stored
 from embedding_server.serving.source import RunPlan, Source
+from embedding_server.serving.tuning import Way
 from tests.conftest import Serve
 from tests.fakes import FakeSession
 
@@ -95,8 +98,18 @@ def test_no_more_threads_than_cores(spec: ModelSpec, tmp_path: Path) -> None:
 def test_measured_beside_traffic_is_not_kept(spec: ModelSpec, tmp_path: Path) -> None:
     """Where the machine was in use, what was measured serves once."""
     source = Source(spec, RunPlan(cache=tmp_path, warmup=0.05), 1)
-    answers = iter([True, False])
-    assert source.profile(lambda: next(answers)).cost.token > 0
+    asked = itertools.count()
+    assert source.profile(lambda: next(asked) < 2).cost.token > 0
+    assert stored(source.profile_path) is None
+
+
+def test_nothing_is_measured_beside_traffic(spec: ModelSpec, tmp_path: Path) -> None:
+    """Where others use the machine, a model loads without taking it from them."""
+    source = Source(spec, RunPlan(cache=tmp_path, warmup=5.0), 1)
+    started = time.monotonic()
+    profile = source.profile(lambda: False)
+    assert time.monotonic() - started < 2.5
+    assert (profile.cost, profile.way) == (Cost(), Way())
     assert stored(source.profile_path) is None
 
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,9 +13,7 @@ from embedding_server.errors import ModelLoadError
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving import registry as module
 from embedding_server.serving.loader import LoadError
-from embedding_server.serving.registry import Registry, State
-
-SPEC = ModelSpec(id="m", directory=Path(), pooling=Pooling.MEAN, max_tokens=8, dimensions=4)
+from embedding_server.serving.registry import Registry, Resident, State, plan_evictions
 
 
 class Stub:
@@ -38,15 +38,21 @@ class FakeLoader:
         return Stub()
 
 
-def open_registry(loader: FakeLoader, patience: float = 5.0) -> Registry:
-    """A registry of one model."""
-    return Registry([SPEC], loader, patience, 20, Metrics("test"))  # type: ignore[arg-type]
+def spec(name: str) -> ModelSpec:
+    """A model that does not exist."""
+    return ModelSpec(id=name, directory=Path(), pooling=Pooling.MEAN, max_tokens=8, dimensions=4)
 
 
-async def hold(registry: Registry) -> None:
+def open_registry(loader: Any, *names: str, **options: Any) -> Registry:
+    """A registry of these models, or one."""
+    defaults: dict[str, Any] = {"patience": 5.0, "max_waiting": 20, "metrics": Metrics("test")}
+    return Registry([spec(name) for name in names or "m"], loader, **(defaults | options))
+
+
+async def hold(registry: Registry, name: str = "m") -> None:
     """Take a lease and give it back."""
-    with await registry.lease(SPEC):
-        assert registry.residents["m"].users > 0
+    with await registry.lease(spec(name)):
+        assert registry.residents[name].users > 0
 
 
 async def test_concurrent_requests_load_once() -> None:
@@ -54,8 +60,8 @@ async def test_concurrent_requests_load_once() -> None:
     loader = FakeLoader()
     registry = open_registry(loader)
     requests = [asyncio.create_task(hold(registry)) for _ in range(20)]
-    await asyncio.sleep(0)
-    assert registry.residents["m"].state is State.LOADING
+    while registry.residents["m"].state is not State.LOADING:
+        await asyncio.sleep(0)
     loader.gate.set()
     await asyncio.gather(*requests)
     assert loader.calls == 1
@@ -92,7 +98,7 @@ async def test_unexpected_failure_is_a_failure_too(error: BaseException) -> None
     def load(spec: ModelSpec) -> Stub:
         raise error
 
-    registry = Registry([SPEC], load, 5.0, 20, Metrics("test"))  # type: ignore[arg-type]
+    registry = open_registry(load)
     with pytest.raises(ModelLoadError, match="could not be loaded"):
         await hold(registry)
     assert registry.residents["m"].state is State.FAILED
@@ -106,6 +112,7 @@ async def test_failed_load_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> No
     loader = FakeLoader(failures=1)
     loader.gate.set()
     registry = open_registry(loader)
+    registry.start([spec("m")])
     with pytest.raises(ModelLoadError, match="tries again"):
         await hold(registry)
     assert registry.residents["m"].error == "model.safetensors is damaged"
@@ -113,3 +120,98 @@ async def test_failed_load_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> No
         await asyncio.sleep(0.01)
     await hold(registry)
     assert loader.calls == 2
+
+
+async def test_unasked_for_models_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model loaded on demand that fails is tried again by the next request after a while."""
+    monkeypatch.setattr(module, "_FIRST_RETRY_SECONDS", 0.05)
+    loader = FakeLoader(failures=1)
+    loader.gate.set()
+    registry = open_registry(loader)
+    for _ in range(2):
+        with pytest.raises(ModelLoadError, match="could not be loaded"):
+            await hold(registry)
+    assert loader.calls == 1
+    await asyncio.sleep(0.06)
+    await hold(registry)
+    assert loader.calls == 2
+
+
+def resident(name: str, *, used: float = 0.0, **changes: Any) -> Resident:
+    """A resident model, used at some time."""
+    one = Resident(spec(name), asyncio.Event())
+    one.state, one.used_at = State.READY, used
+    for key, value in changes.items():
+        setattr(one, key, value)
+    return one
+
+
+def test_what_is_unloaded() -> None:
+    """Room is made by the model used longest ago; what is wanted stays, what is old goes."""
+    models = [
+        resident("new", used=90),
+        resident("old", used=10),
+        resident("older", used=5),
+        resident("pinned", pinned=True),
+        resident("busy", users=1),
+        resident("wanted", waiting=1),
+        resident("cold", state=State.UNLOADED),
+    ]
+
+    def evicted(room: int | None, ttl: float) -> list[str]:
+        planned = plan_evictions(models, room=room, ttl=ttl, now=100)
+        return [one.spec.id for one in planned]
+
+    assert evicted(None, 0) == []
+    assert evicted(6, 0) == []
+    assert evicted(5, 0) == ["older"]
+    assert evicted(0, 0) == ["older", "old", "new"]
+    assert evicted(None, 50) == ["older", "old"]
+    assert evicted(3, 92) == ["older", "old", "new"]
+
+
+async def test_least_recently_used_makes_room() -> None:
+    """A model beyond the limit takes the place of the one used longest ago, whose memory goes."""
+    loader = FakeLoader()
+    loader.gate.set()
+    registry = open_registry(loader, "a", "b", "c", max_loaded=2)
+    for name in "aba":
+        await hold(registry, name)
+    gone = weakref.ref(registry.residents["b"].model)
+    await hold(registry, "c")
+    assert registry.loaded == ["a", "c"]
+    assert registry.residents["b"].state is State.UNLOADED
+    for _ in range(500):
+        if gone() is None:
+            break
+        await asyncio.sleep(0.01)
+    assert gone() is None
+    await hold(registry, "b")
+    assert registry.loaded == ["c", "b"]
+
+
+async def test_models_in_use_stay() -> None:
+    """Who needs room waits for a model to be out of use, and is refused if that takes too long."""
+    loader = FakeLoader()
+    loader.gate.set()
+    registry = open_registry(loader, "a", "b", max_loaded=1, patience=0.05)
+    with await registry.lease(spec("a")):
+        with pytest.raises(ModelLoadError, match="b is still unloaded"):
+            await hold(registry, "b")
+        assert registry.loaded == ["a"]
+    await asyncio.sleep(0.02)
+    assert registry.loaded == ["b"]
+
+
+async def test_idle_models_are_unloaded() -> None:
+    """What nobody uses for the time to live goes, unless it is pinned."""
+    loader = FakeLoader()
+    loader.gate.set()
+    registry = open_registry(loader, "a", "b", ttl=0.05)
+    registry.start([spec("a")])
+    await hold(registry, "a")
+    await hold(registry, "b")
+    while "b" in registry.loaded:
+        await asyncio.sleep(0.01)
+    assert registry.loaded == ["a"]
+    await registry.stop()

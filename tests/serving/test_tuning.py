@@ -95,7 +95,7 @@ def test_default_is_left_for_a_clear_gain(
     monkeypatch.setattr(module, "beside_load", lambda *_: nullcontext())
     order = iter(speeds)
     candidates = [Way(ONE), Way(TWO)]
-    chosen = best_way(lambda threads: Paced(threads, order), candidates, 2, 256, 1000.0)
+    chosen = best_way(lambda threads: Paced(threads, order), candidates, 2, 256, seconds=1000.0)
     assert chosen.threads == expected
 
 
@@ -107,7 +107,7 @@ def test_nothing_is_tried_out_of_time() -> None:
         opened.append(threads)
         return FakeSession()
 
-    assert best_way(open_session, ways(4, None), 4, 256, 0.0) == Way()
+    assert best_way(open_session, ways(4, None), 4, 256, seconds=0.0) == Way()
     assert opened == [ONE]
 
 
