@@ -22,10 +22,12 @@ from embedding_server.core import ModelSpec
 from embedding_server.errors import SettingsError
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.cores import usable_cores
+from embedding_server.runtime.memory import Monitor, MonitorError, Nvml
 from embedding_server.serving.admission import AdmissionQueue
 from embedding_server.serving.device import Device
 from embedding_server.serving.engine import Engine
 from embedding_server.serving.loader import Loader
+from embedding_server.serving.memory import MemoryGate
 from embedding_server.serving.readiness import Readiness
 from embedding_server.serving.registry import Registry
 from embedding_server.serving.source import RunPlan
@@ -69,7 +71,9 @@ def create_app(settings: Settings) -> App:
     """
     metrics = Metrics(settings.service_name)
     catalog = open_catalog(settings)
-    device = Device(settings.threads or usable_cores(), settings.max_batch_tokens, metrics)
+    memory = MemoryGate(_monitor(settings), settings.gpu_pressure_threshold, metrics)
+    cores = settings.threads or usable_cores()
+    device = Device(cores, settings.max_batch_tokens, memory, metrics)
     tokenizing = ThreadPoolExecutor(1, "tokenize")
     queue = AdmissionQueue(
         max_requests=settings.max_concurrent_requests,
@@ -124,6 +128,13 @@ def create_app(settings: Settings) -> App:
 
     guarded = Guard(_litestar(parts, lifespan), queue, INFERENCE_ROUTES, ERROR_SHAPES)
     return App(RequestLog(guarded, queue, INFERENCE_ROUTES, metrics), parts)
+
+
+def _monitor(settings: Settings) -> Monitor | None:
+    try:
+        return Nvml(settings.cuda_visible_devices)
+    except MonitorError:
+        return None
 
 
 def _litestar(parts: Parts, lifespan: Lifespan) -> Litestar:

@@ -127,6 +127,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     warmup_ms: Annotated[
         int, _ms("measuring how a model runs best, at its first load; 0 = not at all")
     ] = 3000
+    gpu_pressure_threshold: Annotated[
+        float,
+        _field(
+            "percent of GPU memory in use from which no batch may need more than ever before",
+            "GPU_PRESSURE_THRESHOLD",
+            ge=1,
+            le=100,
+        ),
+    ] = 95.0
+    cuda_visible_devices: Annotated[
+        Names | None,
+        _field("GPUs to use: numbers, UUIDs or MIG UUIDs; unset = all", "CUDA_VISIBLE_DEVICES"),
+    ] = None
     threads: Annotated[
         int, _field("threads that run models; 0 = as many as cores we may use", le=1024)
     ] = 0
@@ -170,7 +183,7 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
             return "one of " + ", ".join(get_args(self.type))
         if self.type is bool:
             return "true or false"
-        if self.type is not int:
+        if self.type not in (int, float):
             return {Names: "a comma list", Path: "a path"}.get(self.type, "text")
         bounds = f"from {self.field.ge} to {self.field.le}"
         return (
@@ -180,7 +193,8 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
     def parse(self, text: str) -> Any:
         """The value that `text` stands for; raises `SettingsError`."""
         value = self._read(text.strip())
-        if value is None or (type(value) is int and not self.field.ge <= value <= self.field.le):
+        number = type(value) in (int, float)
+        if value is None or (number and not self.field.ge <= value <= self.field.le):
             raise SettingsError(f"{self.env}={text!r}: expected {self.expected}{self._hint(text)}")
         return value
 
@@ -191,6 +205,8 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
             return _SWITCH.get(text.lower())
         if self.type is int:
             return _bytes(text) if self.field.size else _whole(text)
+        if self.type is float:
+            return float(text) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text) else None
         if self.type == Names:
             return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
         return self.type(text) if text else None

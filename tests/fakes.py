@@ -2,26 +2,36 @@
 
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
 from embedding_server.core import Ids, Precision, Rows
-from embedding_server.runtime.session import SessionError, Stop, Threads
+from embedding_server.observability.metrics import Metrics
+from embedding_server.runtime.memory import MonitorError, Usage
+from embedding_server.runtime.session import OutOfMemoryError, SessionError, Stop, Threads
+from embedding_server.serving.memory import MemoryGate
 
 WIDTH = 4
+MEMORY = MemoryGate(None, 95.0, Metrics("test"))
+"""No GPU."""
 
 
 class FakeSession:
     """A session whose rows are the text's length, first and last id, and 1.
 
     `block()` makes runs wait until `release()`. A text that holds id `poison` fails its run, one
-    that holds `nan` gets a row that is not finite, one that holds `deadly` ends the thread.
+    that holds `nan` gets a row that is not finite, one that holds `deadly` ends the thread. A batch
+    of more than `room` tokens runs out of memory.
     """
 
     provider = "FakeExecutionProvider"
     precision = Precision.FP32
     padded = False
     resident_bytes = 1
+    bytes_per_token = 0.0
+    room = 1 << 30
     has_wide = True
 
     def __init__(
@@ -40,6 +50,8 @@ class FakeSession:
         """Lengths of the texts of every run so far."""
         self.wide: list[bool] = []
         """Whether each of them was wide."""
+        self.lean: list[bool] = []
+        """Whether each of them was to be sparing with memory."""
         self.running = threading.Semaphore(0)
         """One release per run that has started."""
         self._open = True
@@ -62,12 +74,15 @@ class FakeSession:
         """See `Session`; a waiting run can be stopped."""
         self.batches.append([len(ids) for ids in texts])
         self.wide.append(wide)
+        self.lean.append(bool(stop and stop.lean))
         self.running.release()
         for _ in range(1000):
             if self._open or self._gate.acquire(timeout=0.01):
                 break
             if stop and stop.called:
                 raise SessionError("stopped")
+        if sum(map(len, texts)) > self.room:
+            raise OutOfMemoryError("Failed to allocate memory")
         if any(self.poison in ids for ids in texts):
             raise ValueError("poisoned")
         if any(self.deadly in ids for ids in texts):
@@ -81,3 +96,61 @@ class FakeSession:
 def ids(length: int, first: int = 0) -> Ids:
     """`length` ids counting up from `first`."""
     return np.arange(first, first + length, dtype=np.int64)
+
+
+class FakeMonitor:
+    """A monitor of one device of 1,000 bytes; `used` None = the driver does not answer."""
+
+    def __init__(self, used: int | None = 0) -> None:
+        self.used = used
+
+    def read(self) -> list[Usage]:
+        """See `Monitor`."""
+        if self.used is None:
+            raise MonitorError("driver not loaded")
+        return [Usage("0", self.used, 1000, 100.0)]
+
+
+class FakeNvml:
+    """What `Nvml` needs of pynvml: cards by UUID, and one slice of a card."""
+
+    class NVMLError(Exception):
+        """See pynvml."""
+
+    def __init__(self, *uuids: str, mig: str = "MIG-1", missing: bool = False) -> None:
+        self._uuids = uuids
+        self._mig = mig
+        self._missing = missing
+
+    def nvmlInit(self) -> None:  # noqa: N802 - NVML's names
+        """See NVML."""
+        if self._missing:
+            raise self.NVMLError("Driver Not Loaded")
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        """See NVML."""
+        return len(self._uuids)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
+        """See NVML; handles are UUIDs here."""
+        return self._uuids[index]
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        """See NVML."""
+        if uuid != self._mig:
+            raise self.NVMLError("Not Found")
+        return uuid
+
+    def nvmlDeviceGetUUID(self, handle: str) -> str:  # noqa: N802
+        """See NVML."""
+        return handle
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:  # noqa: N802
+        """See NVML; how much is used follows from the handle."""
+        return SimpleNamespace(used=len(handle), total=100)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:  # noqa: N802
+        """See NVML."""
+        if handle == self._mig:
+            raise self.NVMLError("Not Supported")
+        return SimpleNamespace(gpu=100)

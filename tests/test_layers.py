@@ -34,6 +34,7 @@ FENCES = {
     "litestar": {"api", "app"},
     "prometheus_client": {"observability"},
     "opentelemetry": {"observability"},
+    "pynvml": {"runtime"},
     "uvicorn": {"server"},
 }
 

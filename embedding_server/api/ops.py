@@ -108,7 +108,7 @@ def status(request: ApiRequest) -> Status:
         reranker_ready=answer.tasks[Task.RERANK],
         available_permits=here.engine.queue.permits,
         total_queue_depth=here.engine.queue.depth,
-        gpu_vram_pressure=0.0,
+        gpu_vram_pressure=round(here.device.memory.pressure, 1),
         models={name: _model(one) for name, one in here.engine.registry.residents.items()},
     )
 

@@ -51,6 +51,7 @@ class Metrics:
         self._declare_admission()
         self._declare_runs()
         self._declare_models()
+        self._declare_gpus()
 
     def _declare_requests(self) -> None:
         counter, histogram = self._counter, self._histogram
@@ -109,6 +110,10 @@ class Metrics:
             "run_fallbacks", "Texts run again in fp32: their vector was not finite", "model"
         )
 
+        self.out_of_memory = counter(
+            "run_out_of_memory", "Model runs that memory did not suffice for", "model"
+        )
+
     def _declare_models(self) -> None:
         gauge = self._gauge
         self.model_ready = gauge("model_ready", "1 while the model serves", "model")
@@ -121,6 +126,15 @@ class Metrics:
         )
         self.model_load_seconds = gauge("model_load_seconds", "Length of the last load", "model")
         self.model_bytes = gauge("model_resident_bytes", "Graph and weights", "model")
+
+    def _declare_gpus(self) -> None:
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"gpu_{name}", text, ("device",), registry=self.registry)
+
+        self.gpu_used = gauge("memory_used_bytes", "GPU memory in use, by whomever")
+        self.gpu_total = gauge("memory_total_bytes", "GPU memory")
+        self.gpu_percent = gauge("memory_utilization_percent", "GPU memory in use, of all")
+        self.gpu_busy = gauge("utilization_percent", "Time in which the GPU computed, lately")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"inference_{name}", text, labels, registry=self.registry)
@@ -163,6 +177,14 @@ class Metrics:
         self.child(self.batch_tokens, model).observe(tokens)
         self.child(self.tokens, model).inc(tokens)
         self.child(self.padded_tokens, model).inc(texts * longest)
+
+    def record_memory(self, device: str, used: int, total: int, busy: float | None) -> None:
+        """Show a GPU's memory in bytes, and the percent of time it is busy where that is known."""
+        self.gpu_used.labels(device).set(used)
+        self.gpu_total.labels(device).set(total)
+        self.gpu_percent.labels(device).set(100 * used / total)
+        if busy is not None:
+            self.gpu_busy.labels(device).set(busy)
 
     def record_http(self, endpoint: str, method: str, status: str, seconds: float) -> None:
         """Count one HTTP request."""

@@ -22,6 +22,9 @@ VERSION: str = ort.__version__
 PROVIDER = "CPUExecutionProvider"
 """What sessions are opened with."""
 
+_ARENA = "cpu:0"
+_NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory", "BFCArena")
+"""What ONNX Runtime's errors say where memory ran out."""
 _FATAL_ONLY = 4
 """Errors are raised, and logged by whoever they reach; a run that was stopped is none."""
 _WIDE_BELOW_BYTES = 512 << 20
@@ -30,6 +33,10 @@ _WIDE_BELOW_BYTES = 512 << 20
 
 class SessionError(Exception):
     """The graph could not be opened, or failed on a batch; the message is for the log."""
+
+
+class OutOfMemoryError(SessionError):
+    """The device has no room for this batch; a smaller one may do."""
 
 
 class Spinning(StrEnum):
@@ -53,11 +60,18 @@ _ONE_THREAD = Threads()
 
 
 class Stop:
-    """Ends the run it was given to, called from any thread."""
+    """Ends the run it was given to, called from any thread.
 
-    def __init__(self) -> None:
+    Args:
+        lean: memory is short, so what the run leaves unused is given back after it.
+    """
+
+    def __init__(self, *, lean: bool = False) -> None:
+        self.lean = lean
         self.options = ort.RunOptions()
         self.options.log_severity_level = _FATAL_ONLY
+        if lean:
+            self.options.add_run_config_entry("memory.enable_memory_arena_shrinkage", _ARENA)
 
     def __call__(self) -> None:
         """The run fails with `SessionError` at the graph's next node."""
@@ -93,6 +107,10 @@ class Session(Protocol):
         """Size of the graph and its weights, as often as they are held."""
 
     @property
+    def bytes_per_token(self) -> float:
+        """What one more token in a batch takes of a GPU's memory; 0 on a CPU."""
+
+    @property
     def padded(self) -> bool:
         """Whether every text is computed as long as its batch's longest."""
 
@@ -119,6 +137,7 @@ class PackedSession:
     """
 
     padded = False
+    bytes_per_token = 0.0
 
     def __init__(
         self,
@@ -150,7 +169,9 @@ class PackedSession:
                 ["sentence_embedding"], _feeds(texts), stop.options if stop else None
             )[0]
         except Exception as exc:  # ONNX Runtime's exceptions share no base class
-            raise SessionError(str(exc)) from exc
+            text = str(exc)
+            short = isinstance(exc, MemoryError) or any(words in text for words in _NO_MEMORY)
+            raise (OutOfMemoryError if short else SessionError)(text) from exc
         return rows
 
 

@@ -13,9 +13,10 @@ import structlog
 
 from embedding_server.core import Ids, Rows
 from embedding_server.observability.metrics import Metrics
-from embedding_server.runtime.session import Session
+from embedding_server.runtime.session import OutOfMemoryError, Session
 from embedding_server.serving.cost import Shape, Work
 from embedding_server.serving.device import Device, Run
+from embedding_server.serving.memory import Ceiling
 from embedding_server.serving.profile import Profile
 from embedding_server.serving.schedule import Entry, Lane
 
@@ -68,6 +69,7 @@ class Batcher:
         self.cost = profile.cost
         """Learned: every run corrects it."""
         self.batch_tokens = profile.way.batch_tokens
+        self.ceiling = Ceiling(session.bytes_per_token, device.memory)
         assert self.threads <= device.cores
         self._device = device
         self._metrics = metrics
@@ -87,6 +89,10 @@ class Batcher:
             seconds=self.cost.seconds(shape) * self.threads,
             batches=self.cost.tokens(shape) / budget,
         )
+
+    def allowed(self, tokens: int) -> int:
+        """So many tokens per batch, or as many as there is memory for."""
+        return self.ceiling.allowed(tokens)
 
     @property
     def threads(self) -> int:
@@ -141,8 +147,18 @@ class Batcher:
         # After those who were woken just now: they have waited long enough.
         asyncio.get_running_loop().call_soon(self.record, run)
 
+    def learn_memory(self, run: Run) -> None:
+        """Remember what a run says about how much fits."""
+        tokens = self.cost.tokens(run.shape)
+        if isinstance(run.error, OutOfMemoryError):
+            self.ceiling.ran_out(tokens)
+        elif run.error is None:
+            self.ceiling.ran(tokens)
+
     def record(self, run: Run) -> None:
         """Count a run and learn from what it took."""
+        if isinstance(run.error, OutOfMemoryError):
+            self._metrics.out_of_memory.labels(self.name).inc()
         if run.error or (run.exact and not all(run.finite)):
             reason = repr(run.error) if run.error else "the vector is not finite"
             self._metrics.run_failures.labels(self.name).inc()

@@ -20,8 +20,9 @@ import structlog
 
 from embedding_server.core import Rows
 from embedding_server.observability.metrics import Metrics
-from embedding_server.runtime.session import Stop
+from embedding_server.runtime.session import OutOfMemoryError, Stop
 from embedding_server.serving.cost import Shape
+from embedding_server.serving.memory import MemoryGate
 from embedding_server.serving.schedule import Entry, Schedule
 
 if TYPE_CHECKING:
@@ -48,13 +49,15 @@ class Run:
         *,
         wide: bool = False,
         exact: bool = False,
+        lean: bool = False,
     ) -> None:
         self.batcher = batcher
         self.wide = wide
         self.exact = exact
         """Whether it is a second try in fp32, after a row that was not finite."""
         self.entries = entries
-        self.stop = Stop()
+        self.stop = Stop(lean=lean)
+        """`lean` after memory ran out: such a run has the device for itself."""
         self.rows: Rows | None = None
         self.finite: list[bool] = []
         """Whether each row is."""
@@ -105,15 +108,23 @@ class Run:
     def sort(self) -> "tuple[list[tuple[Entry, Rows]], list[Run], list[Entry]]":
         """What came of each entry: rows to deliver, runs to try next, entries that failed.
 
-        A failed batch of several requests is tried again in halves, unless it hung; a text whose
-        row is not finite is tried again alone, in fp32.
+        A failed batch of several requests is tried again in halves, unless it hung, and one for
+        which memory did not suffice whoever sent it; a text whose row is not finite is tried again
+        alone, in fp32.
         """
+        if isinstance(self.error, OutOfMemoryError):
+            if len(self.entries) > 1 or not self.stop.lean:
+                parts = filter(None, _halves(self.entries))
+                return (
+                    [],
+                    [Run(self.batcher, part, exact=self.exact, lean=True) for part in parts],
+                    [],
+                )
+            return [], [], self.entries
         if self.rows is None:
             if self.stop.called or all(entry.job is self.entries[0].job for entry in self.entries):
                 return [], [], self.entries
-            middle = len(self.entries) // 2
-            halves = self.entries[:middle], self.entries[middle:]
-            return [], [Run(self.batcher, half) for half in halves], []
+            return [], [Run(self.batcher, half) for half in _halves(self.entries)], []
         good, bad = [], []
         for entry, row, finite in zip(self.entries, self.rows, self.finite, strict=True):
             if finite:
@@ -125,16 +136,25 @@ class Run:
         return good, [Run(self.batcher, [entry], exact=True) for entry in bad], []
 
 
+def _halves(entries: list[Entry]) -> tuple[list[Entry], list[Entry]]:
+    middle = len(entries) // 2
+    return entries[:middle], entries[middle:]
+
+
 class Device:
     """A device and its run slots.
 
     Args:
         cores: threads that may run at once.
         max_batch_tokens: tokens per batch; None = as suits the model.
+        memory: what batches may take of it.
     """
 
-    def __init__(self, cores: int, max_batch_tokens: int | None, metrics: Metrics) -> None:
+    def __init__(
+        self, cores: int, max_batch_tokens: int | None, memory: MemoryGate, metrics: Metrics
+    ) -> None:
         self.cores = cores
+        self.memory = memory
         self.runs = 0
         """Runs started so far."""
         self.schedule: Schedule[Batcher] = Schedule(max_batch_tokens)
@@ -167,9 +187,11 @@ class Device:
         loop = asyncio.get_running_loop()
         self._threads = [self._start_thread(loop) for _ in range(self.cores)]
         self._watching = loop.create_task(self._watch())
+        self.memory.start()
 
     def stop(self) -> None:
         """Stop the runs and end the threads, or leave them behind where a run hangs."""
+        self.memory.stop()
         if self._watching:
             self._watching.cancel()
         for run in self._running:
@@ -184,8 +206,12 @@ class Device:
     def dispatch(self) -> None:
         """Give free cores batches, failed ones first."""
         while (free := self.cores - sum(self._running.values())) > 0:
+            if any(run.stop.lean for run in self._running):
+                return
             if self._retries:
                 if self._retries[0].batcher.threads > free:
+                    return
+                if self._retries[0].stop.lean and self._running:
                     return
                 run = self._retries.popleft()
                 run.entries = [entry for entry in run.entries if not entry.job.done.done()]
@@ -242,6 +268,7 @@ class Device:
             self.dispatch()
             run.batcher.record(run)
             return
+        run.batcher.learn_memory(run)  # before the next batch is chosen
         good, again, failed = run.sort()
         self._retries.extendleft(reversed(again))
         if failed:  # before any retry of the same request starts

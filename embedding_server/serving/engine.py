@@ -158,7 +158,11 @@ class Engine:
             with await self.queue.permit(work, lane, options.client) as permit:
                 stages.enter("tokenising")
                 encodings = await model.tokenize(texts, truncate=options.truncate)
-                permit.correct(model.batcher.work(len(one.ids) for one in encodings))
+                lengths = [len(one.ids) for one in encodings]
+                permit.correct(model.batcher.work(lengths))
+                if model.batcher.ceiling.holds_back(max(lengths)):
+                    message = f"{max(lengths)} tokens do not fit into the GPU's memory now"
+                    raise self.queue.refusal("gpu_memory", message)
                 stages.enter("in the model's queue and runs")
                 rows = await model.batcher.embed([one.ids for one in encodings], options.client)
             usage = Usage(

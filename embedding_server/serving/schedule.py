@@ -60,6 +60,9 @@ class Costed(Protocol):
     def threads(self) -> int:
         """Cores that a run takes."""
 
+    def allowed(self, tokens: int) -> int:
+        """So many tokens per batch, or as many as there is memory for."""
+
 
 M = TypeVar("M", bound=Costed)
 
@@ -139,7 +142,7 @@ class Schedule(Generic[M]):
 
     def budget(self, model: M) -> int:
         """Tokens per batch of a model."""
-        return self._max_batch_tokens or model.batch_tokens
+        return model.allowed(self._max_batch_tokens or model.batch_tokens)
 
     def waiting(self, model: M) -> int:
         """Texts of a model that wait."""

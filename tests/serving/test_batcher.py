@@ -13,15 +13,16 @@ from embedding_server.serving import device as module
 from embedding_server.serving.batcher import Batcher, RunError
 from embedding_server.serving.cost import Cost, Shape
 from embedding_server.serving.device import Device, Run
+from embedding_server.serving.memory import MemoryGate
 from embedding_server.serving.profile import Profile
 from embedding_server.serving.tuning import Way
-from tests.fakes import WIDTH, FakeSession, ids
+from tests.fakes import MEMORY, WIDTH, FakeMonitor, FakeSession, ids
 
 
 @pytest_asyncio.fixture
 async def device() -> AsyncIterator[Device]:
     """A device with one running slot."""
-    device = Device(1, 64, Metrics("test"))
+    device = Device(1, 64, MEMORY, Metrics("test"))
     device.start()
     yield device
     device.stop()
@@ -112,7 +113,7 @@ async def test_hung_run_is_seen_and_stopped(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "_WATCHDOG_SECONDS", 0.0)
     monkeypatch.setattr(module, "_WATCHDOG_FACTOR", 0.0)
     monkeypatch.setattr(module, "_WATCH_SECONDS", 0.2)
-    device = Device(1, 64, Metrics("test"))
+    device = Device(1, 64, MEMORY, Metrics("test"))
     device.start()
     session = FakeSession()
     session.block()
@@ -149,7 +150,7 @@ async def test_abandoned_run_is_stopped(device: Device) -> None:
 
 async def test_a_run_takes_its_threads_cores() -> None:
     """Two runs of two threads each fill four cores; the third one waits."""
-    device = Device(4, 64, Metrics("test"))
+    device = Device(4, 64, MEMORY, Metrics("test"))
     device.start()
     session = FakeSession(threads=2)
     line = batcher(device, session)
@@ -167,7 +168,7 @@ async def test_a_run_takes_its_threads_cores() -> None:
 async def test_dead_slot_is_replaced() -> None:
     """A slot whose thread ends is replaced and counted; its batch is tried again."""
     metrics = Metrics("test")
-    device = Device(1, 64, metrics)
+    device = Device(1, 64, MEMORY, metrics)
     device.start()
     session = FakeSession(deadly=999)
     line = batcher(device, session)
@@ -261,7 +262,7 @@ async def test_models_take_turns_by_age(device: Device) -> None:
 
 async def test_idle_slots_share_one_request() -> None:
     """A lone request of several texts uses all idle slots."""
-    device = Device(2, 1000, Metrics("test"))
+    device = Device(2, 1000, MEMORY, Metrics("test"))
     device.start()
     session = FakeSession()
     await batcher(device, session).embed([ids(50)] * 8)
@@ -285,7 +286,7 @@ async def test_small_requests_go_before_bulk(device: Device) -> None:
 
 async def test_costs_are_learned() -> None:
     """Every run on one slot moves the prediction towards what it took; wide runs say nothing."""
-    device = Device(2, 64, Metrics("test"))
+    device = Device(2, 64, MEMORY, Metrics("test"))
     device.start()
     line = batcher(device, FakeSession())
     before = line.cost.seconds(Shape.of([8]))
@@ -299,7 +300,7 @@ async def test_costs_are_learned() -> None:
 
 async def test_a_lone_batch_is_wide() -> None:
     """A batch that takes all that waits while nothing runs may use all cores, others may not."""
-    device = Device(2, 64, Metrics("test"))
+    device = Device(2, 64, MEMORY, Metrics("test"))
     device.start()
     session = FakeSession()
     line = batcher(device, session)
@@ -312,4 +313,69 @@ async def test_a_lone_batch_is_wide() -> None:
     session.release()
     await asyncio.gather(*tasks)
     assert session.wide == [True, False, False, True, False]
+    device.stop()
+
+
+async def test_out_of_memory_is_latency(device: Device) -> None:
+    """A batch that memory does not suffice for is halved until it fits, one request's or not."""
+    session = FakeSession()
+    session.room = 40
+    line = batcher(device, session)
+    rows = await line.embed([ids(10, first) for first in range(6)])
+    assert rows[:, 1].tolist() == list(range(6))
+    assert session.batches == [[10] * 6, [10] * 3, [10] * 3]
+    assert session.lean == [False, True, True]
+    assert repr(line.ceiling) == "Ceiling(high_water=30, limit=30.0)"
+
+
+async def test_memory_is_remembered_and_tried_again(device: Device) -> None:
+    """After memory ran out batches stay small for a while, and then grow again."""
+    session = FakeSession()
+    session.room = 40
+    line = batcher(device, session)
+    await line.embed([ids(10)] * 6)
+    del session.batches[:]
+    await line.embed([ids(10)] * 6)
+    assert session.batches == [[10] * 3] * 2
+    session.room = 1000
+    for _ in range(200):
+        await line.embed([ids(10)] * 6)
+    assert session.batches[-1] == [10] * 6
+
+
+async def test_a_text_too_large_for_memory(device: Device) -> None:
+    """A text alone gets a second try with the device for itself, then is an error."""
+    session = FakeSession()
+    session.room = 40
+    line = batcher(device, session)
+    with pytest.raises(RunError):
+        await line.embed([ids(50)])
+    assert session.batches == [[50], [50]]
+    assert session.lean == [False, True]
+    assert (await line.embed([ids(8)]))[0, 0] == 8
+
+
+async def test_a_full_card_is_used_in_full() -> None:
+    """What ran before runs at 97 % of the memory; what would need more is cut to what ran."""
+    monitor = FakeMonitor(500)
+    memory = MemoryGate(monitor, 95.0, Metrics("test"))
+    device = Device(1, 64, memory, Metrics("test"))
+    device.start()
+    session = FakeSession()
+    session.bytes_per_token = 5.0
+    line = batcher(device, session)
+    await line.embed([ids(16)] * 3)
+    monitor.used = 970
+    memory.poll()
+    del session.batches[:]
+    await line.embed([ids(16)] * 12)
+    assert session.batches == [[16] * 3] * 4
+    assert line.ceiling.holds_back(49)
+    assert not line.ceiling.holds_back(48)
+    monitor.used = 945
+    memory.poll()
+    assert line.ceiling.holds_back(49)
+    monitor.used = 700
+    memory.poll()
+    assert not line.ceiling.holds_back(49)
     device.stop()

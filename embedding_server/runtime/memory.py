@@ -1,0 +1,97 @@
+"""How much memory the visible GPUs have and use, as NVML tells it.
+
+Of NVML only memory decides anything: a busy GPU is a healthy one, so its utilisation is shown and
+never acted on.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import msgspec
+import pynvml
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """One device: bytes used, by whomever, and there; percent of the last moment it was busy."""
+
+    device: str
+    used: int
+    total: int
+    busy: float | None = None
+
+    @property
+    def percent(self) -> float:
+        """Memory in use."""
+        return 100 * self.used / self.total
+
+
+class Monitor(Protocol):
+    """Tells what visible devices use."""
+
+    def read(self) -> list[Usage]:
+        """One entry per device, in the order of CUDA's numbers; raises `MonitorError`."""
+
+
+class MonitorError(Exception):
+    """The driver does not answer."""
+
+
+class Nvml:
+    """The NVIDIA driver.
+
+    Args:
+        visible: as in `CUDA_VISIBLE_DEVICES`, indices, UUIDs (or their beginnings) or MIG UUIDs, up
+            to the first that does not exist; None = all. Indices are NVML's: set
+            `CUDA_DEVICE_ORDER=PCI_BUS_ID` where cards differ.
+        library: speaks NVML.
+
+    Raises:
+        MonitorError: there is no driver.
+    """
+
+    def __init__(self, visible: Sequence[str] | None, library: Any = pynvml) -> None:
+        self._library = library
+        try:
+            library.nvmlInit()
+            self._handles = list(self._find(visible))
+        except library.NVMLError as exc:
+            raise MonitorError(str(exc)) from exc
+
+    def read(self) -> list[Usage]:
+        """See `Monitor`."""
+        try:
+            return [self._usage(name, handle) for name, handle in self._handles]
+        except self._library.NVMLError as exc:
+            raise MonitorError(str(exc)) from exc
+
+    def _find(self, visible: Sequence[str] | None) -> Iterator[tuple[str, Any]]:
+        """Numbers as CUDA counts them, and handles."""
+        count = self._library.nvmlDeviceGetCount()
+        wanted = list(map(str, range(count))) if visible is None else visible
+        for number, name in enumerate(wanted):
+            handle = self._handle(name, count)
+            if handle is None:
+                return
+            yield str(number), handle
+
+    def _handle(self, name: str, count: int) -> Any:
+        get = self._library.nvmlDeviceGetHandleByIndex
+        if name.isdecimal():
+            return get(int(name)) if int(name) < count else None
+        if name.startswith("MIG-"):
+            try:
+                return self._library.nvmlDeviceGetHandleByUUID(name)
+            except self._library.NVMLError:
+                return None
+        handles = [get(index) for index in range(count)]
+        uuids = map(self._library.nvmlDeviceGetUUID, handles)
+        matching = [one for one, uuid in zip(handles, uuids, strict=True) if uuid.startswith(name)]
+        return matching[0] if name and len(matching) == 1 else None
+
+    def _usage(self, name: str, handle: Any) -> Usage:
+        memory = self._library.nvmlDeviceGetMemoryInfo(handle)
+        try:
+            busy = float(self._library.nvmlDeviceGetUtilizationRates(handle).gpu)
+        except self._library.NVMLError:  # a slice of a card has none
+            busy = None
+        return Usage(name, int(memory.used), int(memory.total), busy)

@@ -1,0 +1,143 @@
+"""The memory of a device, and what it allows: growth is held back, use is not.
+
+ONNX Runtime's arenas do not shrink, so a card that once had a peak looks full for ever. What ran
+before will run again, however full the card looks; only what would need more than ever before is
+measured against what is free.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+
+import structlog
+
+from embedding_server.observability.metrics import Metrics
+from embedding_server.runtime.memory import Monitor, MonitorError, Usage
+
+_POLL_SECONDS, _COMPLAIN_SECONDS = 0.5, 60.0
+_HYSTERESIS_PERCENT = 5.0
+_PROBE_AFTER_RUNS, _PROBE_FACTOR = 32, 1.25
+
+log = structlog.get_logger()
+
+
+class MemoryGate:
+    """Free memory of a device below a threshold, polled on a thread of its own.
+
+    Args:
+        monitor: tells; None where there is no such device.
+        threshold: percent in use from which nothing may grow, until it is 5 less.
+    """
+
+    def __init__(self, monitor: Monitor | None, threshold: float, metrics: Metrics) -> None:
+        self._monitor = monitor
+        self._threshold = threshold
+        self._metrics = metrics
+        self._usages: Sequence[Usage] = ()
+        self._tight = False
+        self._complained = -_COMPLAIN_SECONDS
+        self._stopped = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"MemoryGate({self.pressure:.1f} %, tight={self._tight})"
+
+    @property
+    def pressure(self) -> float:
+        """Percent in use on the fullest device; 0 where there is none."""
+        return max((usage.percent for usage in self._usages), default=0.0)
+
+    @property
+    def tight(self) -> bool:
+        """Whether nothing may grow."""
+        return self._tight
+
+    @property
+    def free(self) -> float | None:
+        """Bytes that may be taken before the threshold; None where that is not known."""
+        if not self._usages:
+            return None
+        if self._tight:
+            return 0.0
+        return max(
+            0.0,
+            min(usage.total * self._threshold / 100 - usage.used for usage in self._usages),
+        )
+
+    def start(self) -> None:
+        """Read once, then go on reading in the background."""
+        if self._monitor:
+            self.poll()
+            threading.Thread(target=self._watch, name="memory", daemon=True).start()
+
+    def stop(self) -> None:
+        """Read no more."""
+        self._stopped.set()
+
+    def poll(self) -> None:
+        """Read once."""
+        assert self._monitor
+        try:
+            self._usages = self._monitor.read()
+        except MonitorError as exc:
+            self._usages, self._tight = (), False
+            if time.monotonic() - self._complained >= _COMPLAIN_SECONDS:
+                self._complained = time.monotonic()
+                log.warning("memory.unknown", error=str(exc))
+            return
+        limit = self._threshold - _HYSTERESIS_PERCENT * self._tight
+        self._tight = self.pressure >= limit
+        for usage in self._usages:
+            self._metrics.record_memory(usage.device, usage.used, usage.total, usage.busy)
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_POLL_SECONDS):
+            self.poll()
+
+
+class Ceiling:
+    """How many tokens a batch of one session may have, by memory.
+
+    Args:
+        bytes_per_token: what one more token in a batch takes; 0 where memory does not matter.
+        memory: what is free.
+    """
+
+    def __init__(self, bytes_per_token: float, memory: MemoryGate) -> None:
+        self._bytes_per_token = bytes_per_token
+        self._memory = memory
+        self._limit: float | None = None
+        """After memory ran out: what is tried from then on, more and more again."""
+        self._good_runs = 0
+        self.high_water = 0
+        """Tokens of the largest batch that ran: what it took is ours."""
+
+    def __repr__(self) -> str:
+        return f"Ceiling(high_water={self.high_water}, limit={self._limit})"
+
+    def allowed(self, tokens: int) -> int:
+        """So many tokens, or as many as there is memory for; 1 at least."""
+        if self._limit is not None:
+            tokens = min(tokens, int(self._limit))
+        free = self._memory.free
+        if self._bytes_per_token and free is not None:
+            tokens = min(tokens, self.high_water + int(free / self._bytes_per_token))
+        return max(1, tokens)
+
+    def holds_back(self, tokens: int) -> bool:
+        """Whether a text of so many tokens has to wait for memory."""
+        grows = bool(self._bytes_per_token) and tokens > self.high_water
+        return grows and self._memory.tight
+
+    def ran(self, tokens: int) -> None:
+        """A batch of so many tokens went well."""
+        self.high_water = max(self.high_water, tokens)
+        if self._limit is None:
+            return
+        self._good_runs += 1
+        if self._good_runs >= _PROBE_AFTER_RUNS:
+            self._good_runs, self._limit = 0, _PROBE_FACTOR * self._limit
+
+    def ran_out(self, tokens: int) -> None:
+        """Memory did not suffice for a batch of so many tokens."""
+        self._limit, self._good_runs = max(1.0, tokens / 2), 0
+        self.high_water = min(self.high_water, int(self._limit))

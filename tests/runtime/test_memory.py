@@ -1,0 +1,55 @@
+"""Which GPUs are visible, through a fake of NVML."""
+
+import pytest
+
+from embedding_server.runtime.memory import MonitorError, Nvml, Usage
+from tests.fakes import FakeNvml
+
+CARDS = FakeNvml("GPU-a1", "GPU-b22", "GPU-b333")
+
+
+@pytest.mark.parametrize(
+    ("visible", "used"),
+    [
+        (None, [6, 7, 8]),
+        (["1"], [7]),
+        (["2", "0"], [8, 6]),
+        (["GPU-b333"], [8]),
+        (["GPU-a"], [6]),
+        (["GPU-b"], []),
+        (["GPU-c"], []),
+        (["MIG-1", "0"], [5, 6]),
+        (["MIG-2", "0"], []),
+        (["0", "7", "1"], [6]),
+        (["-1"], []),
+        ([], []),
+    ],
+)
+def test_visible_devices(visible: list[str] | None, used: list[int]) -> None:
+    """Numbers, UUIDs, their beginnings and MIG slices, up to the first that does not exist."""
+    usages = Nvml(visible, CARDS).read()
+    assert [usage.used for usage in usages] == used
+    assert [usage.device for usage in usages] == [str(number) for number in range(len(used))]
+
+
+def test_what_is_read() -> None:
+    """Memory of every device, and how busy it is where the driver tells."""
+    card, piece = Nvml(["0", "MIG-1"], CARDS).read()
+    assert card == Usage("0", 6, 100, 100.0)
+    assert piece == Usage("1", 5, 100, None)
+    assert card.percent == 6.0
+
+
+def test_no_driver() -> None:
+    """Where there is no driver, that is said, and a driver that goes away is no crash."""
+    with pytest.raises(MonitorError, match="Driver Not Loaded"):
+        Nvml(None, FakeNvml(missing=True))
+    library = FakeNvml("GPU-a1")
+    monitor = Nvml(None, library)
+
+    def gone(handle: str) -> None:
+        raise library.NVMLError("GPU is lost")
+
+    library.nvmlDeviceGetMemoryInfo = gone  # type: ignore[method-assign]
+    with pytest.raises(MonitorError, match="lost"):
+        monitor.read()
