@@ -31,31 +31,37 @@ class Latency(msgspec.Struct, frozen=True):
     bulk_run_median: float
 
 
-def measure(url: str, model: str, session: Session, short: Ids, texts: Sequence[str]) -> Latency:
+def measure(url: str, model: str, session: Session, ids: Ids, texts: Sequence[str]) -> Latency:
     """A short text against the bare session, alone on the server, and beside bulk."""
-    bare = _times(lambda: session.run([short], wide=True), _REQUESTS)
-    body = json.dumps({"model": model, "text": SHORT})
-    alone = _single(url, body, _REQUESTS)
+    bare = _times(lambda: session.run([ids], wide=True), _REQUESTS)
+    body = short(model)
+    alone = single(url, body, _REQUESTS)
     requests = bodies(model, texts, 32)
     bulk = threading.Thread(target=drive, args=(f"{url}/api/embed", requests, 4, _BULK_SECONDS))
     bulk.start()
     time.sleep(1.0)
     run = median_run_seconds(url, lambda: time.sleep(4.0))
-    mixed = _single(url, body, _MIXED_REQUESTS)
+    mixed = single(url, body, _MIXED_REQUESTS)
     if not bulk.is_alive():
         raise RuntimeError("bulk ended before the single texts did")
     bulk.join()
     return Latency(
         bare_median=statistics.median(bare),
         alone_median=statistics.median(alone),
-        alone_p99=_p99(alone),
+        alone_p99=p99(alone),
         mixed_median=statistics.median(mixed),
-        mixed_p99=_p99(mixed),
+        mixed_p99=p99(mixed),
         bulk_run_median=run * 1000,
     )
 
 
-def _single(url: str, body: str, count: int) -> list[float]:
+def short(model: str) -> str:
+    """The body of a request for a short text."""
+    return json.dumps({"model": model, "text": SHORT})
+
+
+def single(url: str, body: str, count: int) -> list[float]:
+    """Milliseconds of so many requests, one after the other."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc)
 
     def post() -> None:
@@ -79,5 +85,6 @@ def _times(work: Callable[[], object], count: int) -> list[float]:
     return times
 
 
-def _p99(times: list[float]) -> float:
-    return sorted(times)[len(times) * 99 // 100]
+def p99(times: Sequence[float]) -> float:
+    """The 99th percentile; 0 of none."""
+    return sorted(times)[len(times) * 99 // 100] if times else 0.0

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import socket
 import statistics
@@ -27,6 +28,7 @@ import msgspec
 
 from benchmarks import openloop
 from benchmarks.corpus import corpus
+from benchmarks.latency import p99, short, single
 from benchmarks.load import bodies, drive
 from benchmarks.openloop import Order, Outcome
 from benchmarks.server import Server, demo_server, gauge, tokens_served
@@ -81,6 +83,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """Flood -> share of all tokens of a client with 4 connections x 32 texts beside it."""
     leaked: dict[str, float]
     """What is left inside after 1,000 hang-ups."""
+    loading_p99: tuple[float, float]
+    """Milliseconds of a short text without, and while another model is converted and loaded."""
     lost_at_shutdown: int
     answered_at_shutdown: dict[int, int]
 
@@ -94,7 +98,7 @@ def main() -> None:
             demo_server("--drain-grace-ms", "2000", log=out.fileno()) as server,
         ):
             stored = msgspec.json.format(msgspec.json.encode(_measure(server, log)))
-    print(stored.decode())
+    print(stored.decode(), flush=True)
     _RESULTS.write_bytes(stored)
 
 
@@ -125,6 +129,7 @@ def _measure(server: Server, log: Path) -> Result:
     large = _large_bodies(server, model)
     shares = {"bulk": polite(_BULK), "singles": polite(1)}
     leaked = _hang_ups(server, requests[_BULK])
+    loading = _beside_loading()
     end = _shutdown(server, order(_BULK, 1.0, 10.0))
     return Result(
         peaks=peaks,
@@ -134,6 +139,7 @@ def _measure(server: Server, log: Path) -> Result:
         large_bodies_mb=large,
         polite_share=shares,
         leaked=leaked,
+        loading_p99=loading,
         lost_at_shutdown=end.count(0),
         answered_at_shutdown=Counter(answer.status for answer in end.answers),
     )
@@ -170,11 +176,11 @@ def _overload(server: Server, order: Order, peak: float, memory: float, log: Pat
         goodput=goodput / peak,
         statuses=Counter(answer.status for answer in outcome.answers),
         without_retry_after=sum(answer.retry_after is None for answer in refused),
-        refusal_p99=_p99([one.seconds for one in refused if one.seconds <= _LATE_SECONDS]),
+        refusal_p99=p99([one.seconds for one in refused if one.seconds <= _LATE_SECONDS]),
         refused_after_waiting=late / max(1, len(refused)),
         prediction_error=statistics.median(abs(waited / said - 1) for waited, said in waits),
-        beyond_prediction=_p99([waited - 1.25 * said for waited, said in waits]),
-        probe_p99=_p99(probes),
+        beyond_prediction=p99([waited - 1.25 * said for waited, said in waits]),
+        probe_p99=p99(probes),
         generator_cpu=outcome.cpu,
         memory=peaks[0] / memory,
     )
@@ -286,6 +292,24 @@ def _hang_ups(server: Server, requests: Sequence[str]) -> dict[str, float]:
     }
 
 
+def _beside_loading() -> tuple[float, float]:
+    """Milliseconds, 99th percentile, alone and beside the load of another model."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in ("one", "two"):
+            Path(scratch, "models").mkdir(exist_ok=True)
+            Path(scratch, "models", name).symlink_to(demo_model().directory)
+        flags = ["--model-path", f"{scratch}/models", "--allowed-embedding-models", "one,two"]
+        flags += ["--preload", "one", "--cache-dir", f"{scratch}/cache"]
+        with demo_server(*flags) as server, ThreadPoolExecutor(1) as pool:
+            alone = single(server.url, short("one"), 300)
+            # Its graph is the first one's, whose conversion is to be part of the load.
+            shutil.rmtree(f"{scratch}/cache")
+            loading, beside = pool.submit(_post, server.url, short("two")), []
+            while not loading.done():
+                beside += single(server.url, short("one"), 5)
+    return p99(alone), p99(beside)
+
+
 def _shutdown(server: Server, order: Order) -> Outcome:
     """SIGTERM in the middle of the load that the server can carry."""
     with openloop.running(order) as load:
@@ -298,10 +322,6 @@ def _post(url: str, body: str) -> None:
     httpx.post(
         f"{url}/api/embed", content=body, headers={"Content-Type": "application/json"}
     ).raise_for_status()
-
-
-def _p99(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) * 99 // 100] if values else 0.0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -161,3 +163,26 @@ async def test_after_the_answer(client: Client) -> None:
     assert caller.sent[0]["status"] == 200
     assert await metric(client, "inference_cancelled_requests_total") == "0.0"
     assert_whole(client)
+
+
+async def test_a_thousand_hang_ups(serve: Serve) -> None:
+    """Clients that leave at random moments leave nothing behind: no place, text, byte or task."""
+    async with serve(max_concurrent_requests=8, max_queue_depth=50) as client:
+        before, chance = len(asyncio.all_tasks()), random.Random(0)  # noqa: S311 - a seed
+        statuses: Counter[int] = Counter()
+
+        async def call() -> None:
+            caller = Caller(client, whole=chance.random() > 0.1)
+            await asyncio.sleep(chance.uniform(0, 0.03))
+            caller.hang_up()
+            await caller.task
+            statuses[caller.sent[0]["status"] if caller.sent else 0] += 1
+
+        for _ in range(10):
+            await asyncio.gather(*(call() for _ in range(100)))
+        await asyncio.sleep(0.05)
+        assert set(statuses) == {0, 200, 503}
+        assert_whole(client)
+        assert parts_of(client).device.idle
+        assert repr(parts_of(client).device.schedule) == "Schedule(interactive=0, bulk=0)"
+        assert len(asyncio.all_tasks()) == before

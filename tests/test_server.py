@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,3 +170,28 @@ def test_pretty_logs() -> None:
         output, _ = client.process.communicate(timeout=30)
     assert "server.listening" in output
     assert not output.startswith("{")
+
+
+def resident_mb(client: Server) -> float:
+    """Resident memory of the server, MiB."""
+    status = Path(f"/proc/{client.process.pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+def test_unloading_returns_memory() -> None:
+    """A model that nobody uses goes, its memory too, and it serves when asked again."""
+    with server("--demo", "--model-ttl-seconds", "1") as client:
+        client.until("/health/ready")
+        body = {"model": DEMO, "text": "Hello"}
+        assert client.post("/api/embed", json=body).status_code == 200
+        loaded = resident_mb(client)
+        assert client.get("/health").json()["cache_info"] == {
+            "cached_models": [DEMO], "num_cached": 1, "max_cached": 0, "cache_ttl": 1,
+        }  # fmt: skip
+        deadline = time.monotonic() + 20
+        while client.get("/health").json()["loaded_models"] or resident_mb(client) > loaded - 100:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert client.get("/health/live").is_success
+        assert client.post("/api/embed", json=body).status_code == 200

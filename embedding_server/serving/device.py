@@ -257,6 +257,7 @@ class Device:
                 return
             finally:
                 self._tell(loop, self._finish, run)
+                del run  # or the model of the last run would live as long as nothing runs
 
     def _tell(self, loop: asyncio.AbstractEventLoop, what: Callable[[T], None], about: T) -> None:
         with suppress(RuntimeError):  # a run that hung may outlive the loop
@@ -266,7 +267,8 @@ class Device:
         del self._running[run]
         if run.abandoned:
             self.dispatch()
-            run.batcher.record(run)
+            if not run.error:
+                run.batcher.record(run)
             return
         run.batcher.learn_memory(run)  # before the next batch is chosen
         good, again, failed = run.sort()

@@ -1,6 +1,7 @@
 """Failures that are not the request's fault, and the framework's own, in the contract's shape."""
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
@@ -116,9 +117,30 @@ async def test_client_deadline(client: Client) -> None:
     answer = await client.post("/api/embed", json=BODY | {"timeout_ms": 20})
     assert answer.status_code == 504
     assert answer.json()["code"] == "DEADLINE_EXCEEDED"
-    assert "0.02 s" in answer.json()["error"]
+    assert re.search(
+        r"not done within 0\.02 s: \d+ ms waiting for the model to load, \d+ ms waiting for"
+        r" admission, \d+ ms tokenising, \d+ ms in the model's queue and runs",
+        answer.json()["error"],
+    )
     session.release()
     assert "inside=0" in repr(parts_of(client).engine.queue)
+
+
+async def test_deadline_in_line(serve: Serve) -> None:
+    """A deadline that passes in line says so, and the request is never tokenised nor run."""
+    async with serve(max_concurrent_requests=1) as client:
+        session = Stuck()
+        model_of(client).batcher.session = session
+        inside = asyncio.create_task(client.post("/api/embed", json=BODY))
+        await asyncio.to_thread(session.running.acquire, timeout=10)
+        answer = await client.post("/api/embed", json=BODY | {"timeout_ms": 20})
+        assert answer.status_code == 504
+        assert re.search(r"\d\d ms waiting for admission$", answer.json()["error"])
+        session.release()
+        assert (await inside).status_code == 200
+        text = (await client.get("/metrics")).text
+        assert 'inference_tokenize_seconds_count{model="tiny"} 1.0' in text
+        assert len(session.batches) == 1
 
 
 async def test_deadline_header(client: Client) -> None:

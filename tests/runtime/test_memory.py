@@ -53,3 +53,9 @@ def test_no_driver() -> None:
     library.nvmlDeviceGetMemoryInfo = gone  # type: ignore[method-assign]
     with pytest.raises(MonitorError, match="lost"):
         monitor.read()
+
+
+@pytest.mark.gpu
+def test_a_real_card() -> None:
+    """The driver tells of at least one card."""
+    assert all(0 < usage.used < usage.total for usage in Nvml(None).read())

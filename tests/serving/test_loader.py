@@ -133,3 +133,10 @@ def test_stopped_run(spec: ModelSpec, tmp_path: Path) -> None:
     with pytest.raises(SessionError):
         session.run([np.ones(5, np.int64)], stop=stop)
     assert session.run([np.ones(5, np.int64)]).shape == (1, spec.dimensions)
+
+
+def test_lean_run(spec: ModelSpec, tmp_path: Path) -> None:
+    """A run that gives memory back afterwards gives the same vectors."""
+    session = Source(spec, RunPlan(cache=tmp_path), 1).open(Threads())
+    texts = [np.ones(5, np.int64)] * 3
+    assert (session.run(texts, stop=Stop(lean=True)) == session.run(texts)).all()
