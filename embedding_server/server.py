@@ -5,7 +5,9 @@ import gc
 import math
 import signal
 import socket
+import ssl
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -15,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from embedding_server import __version__
 from embedding_server.app import App, create_app
-from embedding_server.errors import StartupError
+from embedding_server.errors import SettingsError, StartupError
 from embedding_server.observability.logging import configure
 from embedding_server.settings import Settings
 
@@ -108,9 +110,10 @@ def run(settings: Settings) -> None:
     """Serve until a signal ends it.
 
     Raises:
-        StartupError: the address is not free, or a model is unknown.
+        StartupError: the address is not free, a certificate cannot be read, or a model is unknown.
     """
     configure(settings)
+    certificate, key = _tls(settings)
     app = create_app(settings)
     listener = _listen(settings.hostname, settings.port)
     config = uvicorn.Config(
@@ -123,6 +126,8 @@ def run(settings: Settings) -> None:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_ms / 1000),
     )
     log.info(
@@ -134,6 +139,24 @@ def run(settings: Settings) -> None:
     server = _Server(config, app, settings.drain_grace_ms / 1000)
     server.run(sockets=[listener])
     log.info("server.stopped")
+
+
+def _tls(settings: Settings) -> tuple[Path | None, Path | None]:
+    """Certificate and key that can be used, or neither; raises `StartupError`."""
+    if not settings.ssl_enabled:
+        return None, None
+    certificate, key = settings.tls_cert_path, settings.tls_key_path
+    if not certificate or not key:
+        raise SettingsError(
+            "SERVER_SSL_ENABLED=true: set TLS_SERVER_CERT_PATH and TLS_SERVER_KEY_PATH too"
+        )
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as exc:
+        raise StartupError(
+            f"TLS_SERVER_CERT_PATH={str(certificate)!r}, TLS_SERVER_KEY_PATH={str(key)!r}: {exc}"
+        ) from exc
+    return certificate, key
 
 
 def _listen(hostname: str, port: int) -> socket.socket:

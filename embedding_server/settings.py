@@ -87,6 +87,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cors_allowed_origins: Annotated[
         Names, _field("comma list of origins, without credentials", "CORS_ALLOWED_ORIGINS")
     ] = ("*",)
+    ssl_enabled: Annotated[bool, _field("serve HTTPS", "SERVER_SSL_ENABLED")] = False
+    tls_cert_path: Annotated[
+        Path | None, _field("certificate chain, PEM", "TLS_SERVER_CERT_PATH")
+    ] = None
+    tls_key_path: Annotated[Path | None, _field("its private key, PEM", "TLS_SERVER_KEY_PATH")] = (
+        None
+    )
     compress: Annotated[bool, _field("gzip the answers for clients that accept it")] = False
 
     max_batch_size: Annotated[int, _field("texts per native embed request", ge=1, le=100_000)] = 128

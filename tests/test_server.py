@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -40,14 +41,20 @@ def start(*flags: str, **env: str) -> "subprocess.CompletedProcess[str]":
         (["--demo", "--allowed-rerank-models", "all-MiniLM-L6"], {}, 2, "did you mean Qdrant/all-"),
         (["--demo", "--hostname", "a..b"], {}, 1, "cannot listen on a..b"),
         (["--allowed-embedding-models", "*"], {}, 2, "no model is known"),
+        (["--demo", "--ssl-enabled"], {}, 2, "set TLS_SERVER_CERT_PATH and TLS_SERVER_KEY_PATH"),
+        (["--demo", "--ssl-enabled", "--tls-cert-path", "/x", "--tls-key-path", "/y"], {}, 1,
+         "TLS_SERVER_CERT_PATH='/x', TLS_SERVER_KEY_PATH='/y': [Errno 2] No such file"),
+        (["--demo", "--max-loaded-models", "1", "--model-path", "{models}", "--preload",
+          f"{DEMO},tiny", "--allowed-embedding-models", f"{DEMO},tiny"], {}, 2,
+         "INFERENCE_PRELOAD names 2 models, but INFERENCE_MAX_LOADED_MODELS=1"),
         (["--demo", "--hostname", "no.such.host.invalid"], {}, 1, "cannot listen on no.such.host"),
     ],
 )  # fmt: skip
 def test_start_up_mistakes_are_one_line(
-    flags: list[str], env: dict[str, str], status: int, said: str
+    models: Path, flags: list[str], env: dict[str, str], status: int, said: str
 ) -> None:
     """A mistake is one line on stderr and the documented exit status, never a traceback."""
-    ended = start(*flags, **env)
+    ended = start(*(flag.format(models=models) for flag in flags), **env)
     assert ended.returncode == status
     assert said in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
@@ -195,3 +202,21 @@ def test_unloading_returns_memory() -> None:
             time.sleep(0.1)
         assert client.get("/health/live").is_success
         assert client.post("/api/embed", json=body).status_code == 200
+
+
+def test_https(tmp_path: Path) -> None:
+    """With a certificate the server speaks HTTPS, large answers included."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost"
+    command += f" -addext subjectAltName=IP:127.0.0.1 -out {certificate} -keyout {key}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    flags = ("--ssl-enabled", "--tls-cert-path", str(certificate), "--tls-key-path", str(key))
+    with server("--demo", *flags) as plain:
+        url = str(plain.base_url).replace("http:", "https:")
+        context = ssl.create_default_context(cafile=certificate)
+        with Server(base_url=url, verify=context, timeout=30) as client:
+            client.process = plain.process
+            client.until("/health/ready")
+            body = {"model": DEMO, "input": ["Hello"] * 100}
+            answer = client.post("/api/embed", json=body)
+            assert len(answer.json()["embeddings"]) == 100
