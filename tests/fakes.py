@@ -30,7 +30,6 @@ class FakeSession:
     precision = Precision.FP32
     padded = False
     resident_bytes = 1
-    bytes_per_token = 0.0
     room = 1 << 30
     has_wide = True
 

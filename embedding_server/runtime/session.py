@@ -19,8 +19,8 @@ from embedding_server.core import Ids, Precision, Rows
 VERSION: str = ort.__version__
 """ONNX Runtime's version: part of what decides a vector's last bits."""
 
-PROVIDER = "CPUExecutionProvider"
-"""What sessions are opened with."""
+CPU = "CPUExecutionProvider"
+"""The provider that sessions are opened with."""
 
 _ARENA = "cpu:0"
 _NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory", "BFCArena")
@@ -107,10 +107,6 @@ class Session(Protocol):
         """Size of the graph and its weights, as often as they are held."""
 
     @property
-    def bytes_per_token(self) -> float:
-        """What one more token in a batch takes of a GPU's memory; 0 on a CPU."""
-
-    @property
     def padded(self) -> bool:
         """Whether every text is computed as long as its batch's longest."""
 
@@ -137,7 +133,6 @@ class PackedSession:
     """
 
     padded = False
-    bytes_per_token = 0.0
 
     def __init__(
         self,
@@ -209,6 +204,6 @@ def _open(path: Path, threads: Threads) -> ort.InferenceSession:
         options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = _FATAL_ONLY
     try:
-        return ort.InferenceSession(path, options, providers=[PROVIDER])
+        return ort.InferenceSession(path, options, providers=[CPU])
     except Exception as exc:  # ONNX Runtime's exceptions share no base class
         raise SessionError(f"{path}: {exc}") from exc

@@ -12,6 +12,7 @@ from embedding_server.runtime.session import Session, SessionError
 from embedding_server.runtime.tokenizer import Tokenizer, TokenizerError
 from embedding_server.serving.batcher import Batcher
 from embedding_server.serving.device import Device
+from embedding_server.serving.memory import bytes_per_token
 from embedding_server.serving.model import Model
 from embedding_server.serving.source import RunPlan, Source
 
@@ -57,6 +58,7 @@ class Loader:
                 )
                 session = source.open(profile.way.threads)
             check(spec, source.tokenizer, session)
+            learned = bytes_per_token(session, self._device.memory, spec.max_tokens)
         except (ConvertError, TokenizerError, SessionError) as exc:
             raise LoadError(str(exc)) from exc
         batcher = Batcher(
@@ -67,6 +69,7 @@ class Loader:
             self._metrics,
             profile=profile,
             exact=None if session.precision is Precision.FP32 else source.exact,
+            bytes_per_token=learned,
         )
         return Model(
             spec,

@@ -13,9 +13,12 @@ import structlog
 
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.memory import Monitor, MonitorError, Usage
+from embedding_server.runtime.session import CPU, Session
+from embedding_server.serving.tuning import batch
 
 _POLL_SECONDS, _COMPLAIN_SECONDS = 0.5, 60.0
 _HYSTERESIS_PERCENT = 5.0
+_LEARNED_TOKENS = (512, 4096)
 _PROBE_AFTER_RUNS, _PROBE_FACTOR = 32, 1.25
 
 log = structlog.get_logger()
@@ -63,6 +66,11 @@ class MemoryGate:
             min(usage.total * self._threshold / 100 - usage.used for usage in self._usages),
         )
 
+    @property
+    def used(self) -> int:
+        """Bytes in use."""
+        return sum(usage.used for usage in self._usages)
+
     def start(self) -> None:
         """Read once, then go on reading in the background."""
         if self._monitor:
@@ -92,6 +100,19 @@ class MemoryGate:
     def _watch(self) -> None:
         while not self._stopped.wait(_POLL_SECONDS):
             self.poll()
+
+
+def bytes_per_token(session: Session, memory: MemoryGate, max_tokens: int) -> float:
+    """What one more token in a batch takes of a GPU's memory, from two runs; 0 on a CPU."""
+    if session.provider == CPU or memory.free is None:
+        return 0.0
+    used = []
+    for tokens in _LEARNED_TOKENS:
+        session.run(batch(tokens, max_tokens))
+        memory.poll()
+        used.append(memory.used)
+    few, many = _LEARNED_TOKENS
+    return max(0.0, (used[1] - used[0]) / (many - few))
 
 
 class Ceiling:

@@ -15,7 +15,7 @@ from embedding_server.convert import Int8, convert
 from embedding_server.core import Ids, ModelSpec, Precision, normalized
 from embedding_server.runtime.cores import sums_bytes_exactly
 from embedding_server.runtime.session import (
-    PROVIDER,
+    CPU,
     VERSION,
     PackedSession,
     Session,
@@ -130,7 +130,7 @@ class Source:
     @property
     def profile_path(self) -> Path:
         """Where the profile is kept."""
-        machine = f"{PROVIDER} {device_name()} {self._cores}"
+        machine = f"{CPU} {device_name()} {self._cores}"
         key = f"{self._identity} {machine} {self.fixed_threads}"
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
         return self._plan.cache.expanduser() / "profiles" / f"{name}.json"

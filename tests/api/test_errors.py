@@ -33,7 +33,6 @@ class Broken:
     padded = False
     has_wide = False
     resident_bytes = 1
-    bytes_per_token = 0.0
     threads = Threads()
 
     def run(self, texts: Any, **_: Any) -> Any:

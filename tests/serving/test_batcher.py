@@ -13,7 +13,7 @@ from embedding_server.serving import device as module
 from embedding_server.serving.batcher import Batcher, RunError
 from embedding_server.serving.cost import Cost, Shape
 from embedding_server.serving.device import Device, Run
-from embedding_server.serving.memory import MemoryGate
+from embedding_server.serving.memory import Ceiling, MemoryGate
 from embedding_server.serving.profile import Profile
 from embedding_server.serving.tuning import Way
 from tests.fakes import MEMORY, WIDTH, FakeMonitor, FakeSession, ids
@@ -362,8 +362,8 @@ async def test_a_full_card_is_used_in_full() -> None:
     device = Device(1, 64, memory, Metrics("test"))
     device.start()
     session = FakeSession()
-    session.bytes_per_token = 5.0
     line = batcher(device, session)
+    line.ceiling = Ceiling(5.0, memory)
     await line.embed([ids(16)] * 3)
     monitor.used = 970
     memory.poll()

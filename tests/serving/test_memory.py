@@ -1,12 +1,14 @@
 """What GPU memory allows, told by a fake monitor."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from embedding_server.observability.metrics import Metrics
+from embedding_server.runtime.session import CPU
 from embedding_server.serving import memory as module
-from embedding_server.serving.memory import Ceiling, MemoryGate
+from embedding_server.serving.memory import Ceiling, MemoryGate, bytes_per_token
 from tests.conftest import Serve, parts_of
 from tests.fakes import MEMORY, FakeMonitor, FakeSession
 from tests.tiny import HIDDEN
@@ -78,6 +80,26 @@ def test_growth_is_measured_against_what_is_free() -> None:
     assert full.allowed(1000) == 1
 
 
+def test_bytes_per_token_are_learned() -> None:
+    """Two runs tell what a token takes; a CPU's memory is not counted."""
+    monitor = FakeMonitor(100)
+
+    class Growing(FakeSession):
+        """Takes a byte for every tenth token of its largest batch."""
+
+        def run(self, texts: Any, **options: Any) -> Any:
+            """See `Session`."""
+            assert monitor.used is not None
+            monitor.used = max(monitor.used, 100 + sum(map(len, texts)) // 10)
+            return super().run(texts, **options)
+
+    session = Growing()
+    assert bytes_per_token(session, gate(monitor), 256) == pytest.approx(0.1, rel=0.01)
+    assert bytes_per_token(session, MEMORY, 256) == 0.0
+    session.provider = CPU
+    assert bytes_per_token(session, gate(monitor), 256) == 0.0
+
+
 async def test_a_full_card_refuses_growth_only(serve: Serve) -> None:
     """A text longer than any before is a 503 on a full card; others are answered as ever."""
     async with serve(max_batch_tokens=16) as client:
@@ -88,8 +110,8 @@ async def test_a_full_card_refuses_growth_only(serve: Serve) -> None:
         model = registry.residents["tiny"].model
         assert model
         session = FakeSession(width=HIDDEN)
-        session.bytes_per_token = model.batcher.ceiling._bytes_per_token = 1.0
         model.batcher.session = session
+        model.batcher.ceiling = Ceiling(1.0, device.memory)
         body = {"model": "tiny", "input": ["a b c"] * 4}
         assert (await client.post("/api/embed", json=body)).status_code == 200
         monitor.used = 970
