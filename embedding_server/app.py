@@ -139,7 +139,7 @@ def _monitor(settings: Settings) -> Monitor | None:
 
 def _litestar(parts: Parts, lifespan: Lifespan) -> Litestar:
     settings, queue = parts.settings, parts.engine.queue
-    budget = ByteBudget(settings.max_queued_bytes, queue)
+    budget = ByteBudget(settings.max_queued_bytes, queue, parts.metrics)
     return Litestar(
         [handler for handlers in ROUTERS.values() for handler in handlers],
         request_class=ApiRequest,

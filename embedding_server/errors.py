@@ -20,7 +20,7 @@ ServiceError                  answered to a client as {"error", "code", "request
 
 from typing import ClassVar
 
-_MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 1.0, 60.0
+MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
 
 
 class StartupError(Exception):
@@ -100,7 +100,7 @@ class Unavailable(ServiceError):
     def __init__(self, message: str, *, reason: str, retry_after: float) -> None:
         super().__init__(message)
         self.reason = reason
-        self.retry_after = min(_MAX_RETRY_SECONDS, max(_MIN_RETRY_SECONDS, retry_after))
+        self.retry_after = min(MAX_RETRY_SECONDS, max(MIN_RETRY_SECONDS, retry_after))
 
 
 class ServiceUnavailable(Unavailable):

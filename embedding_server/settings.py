@@ -33,6 +33,8 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
     ge: int = 0
     le: int = 1 << 50
     size: bool = False
+    empty: bool = False
+    """Whether an empty value means something."""
 
 
 def _field(text: str, env: str | None = None, ge: int = 0, le: int = 1 << 50) -> Field:
@@ -145,7 +147,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 95.0
     cuda_visible_devices: Annotated[
         Names | None,
-        _field("GPUs to use: numbers, UUIDs or MIG UUIDs; unset = all", "CUDA_VISIBLE_DEVICES"),
+        Field(
+            text="GPUs to use: numbers, UUIDs or MIG UUIDs; empty = none, unset = all",
+            env="CUDA_VISIBLE_DEVICES",
+            empty=True,
+        ),
     ] = None
     threads: Annotated[
         int, _field("threads that run models; 0 = as many as cores we may use", le=1024)
@@ -276,7 +282,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str | None]) -> Setting
     values: dict[str, Any] = {}
     for row in declared():
         text = flags.get(row.name) or environ.get(row.env)
-        if text is not None and text.strip():
+        if text is not None and (text.strip() or row.field.empty):
             values[row.name] = row.parse(text)
     if values.get("demo"):
         values.setdefault("allowed_embedding_models", DEMO_MODELS)

@@ -3,11 +3,14 @@
 import asyncio
 import json
 import random
+import threading
 from collections import Counter
 from typing import Any
 
 import pytest
 
+from embedding_server.core import ModelSpec
+from embedding_server.serving.model import Model
 from tests.conftest import Client, Serve, parts_of
 from tests.fakes import FakeSession
 from tests.tiny import HIDDEN
@@ -20,14 +23,14 @@ EMPTY_LINE = "Batcher('tiny', waiting=0)"
 class Caller:
     """One raw ASGI request whose connection the test controls."""
 
-    def __init__(self, client: Client, *, whole: bool = True) -> None:
+    def __init__(self, client: Client, *, whole: bool = True, body: bytes = BODY) -> None:
         self.sent: list[Any] = []
         self.leaves_after_answer = False
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
-        body = BODY if whole else BODY[:10]
-        self._inbox.put_nowait({"type": "http.request", "body": body, "more_body": not whole})
+        sent = body if whole else body[:10]
+        self._inbox.put_nowait({"type": "http.request", "body": sent, "more_body": not whole})
         headers = [(b"content-type", b"application/json"), (b"host", b"test")]
-        headers += [(b"content-length", str(len(BODY)).encode())]
+        headers += [(b"content-length", str(len(body)).encode())]
         scope: Any = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
             "scheme": "http", "path": "/api/embed", "raw_path": b"/api/embed", "query_string": b"",
@@ -90,7 +93,7 @@ async def test_while_sending_the_body(client: Client) -> None:
 
 
 async def test_body_that_never_comes(serve: Serve) -> None:
-    """A client that sends half a body and waits is told so, and held no budget for the rest."""
+    """A client that sends half a body and waits is told so."""
     async with serve(request_timeout_ms=20) as client:
         caller = Caller(client, whole=False)
         await caller.task
@@ -186,3 +189,55 @@ async def test_a_thousand_hang_ups(serve: Serve) -> None:
         assert parts_of(client).device.idle
         assert repr(parts_of(client).device.schedule) == "Schedule(interactive=0, bulk=0)"
         assert len(asyncio.all_tasks()) == before
+        assert await metric(client, "inference_queued_bytes") == "0.0"
+
+
+async def test_while_the_model_loads(serve: Serve) -> None:
+    """A client that leaves while its model loads does not stop the load, and waits no more."""
+    async with serve(preload=("other",)) as client:
+        registry = parts_of(client).engine.registry
+        gate, load = threading.Event(), registry._load
+
+        def slow(spec: ModelSpec) -> Model:
+            assert gate.wait(10)
+            return load(spec)
+
+        registry._load = slow
+        caller = Caller(client)
+        resident = registry.residents["tiny"]
+        while not resident.waiting:
+            await asyncio.sleep(0.001)
+        assert (await client.get("/health/live")).status_code == 200
+        body = {"model": "other", "text": "a"}
+        assert (await client.post("/api/embed", json=body)).status_code == 200
+        caller.hang_up()
+        await caller.task
+        assert resident.waiting == 0
+        gate.set()
+        after = Caller(client)
+        await after.task
+        assert after.sent[0]["status"] == 200
+        assert_whole(client)
+
+
+async def test_while_tokenising(client: Client) -> None:
+    """A client that leaves while its texts are tokenised off the loop frees its place at once."""
+    model = parts_of(client).engine.registry.residents["tiny"].model
+    assert model
+    started, gate = threading.Event(), threading.Event()
+    encode = model._tokenizer.encode
+
+    def slow(texts: Any) -> Any:
+        started.set()
+        assert gate.wait(10)
+        return encode(texts)
+
+    model._tokenizer.encode = slow  # type: ignore[method-assign]
+    body = json.dumps({"model": "tiny", "input": ["the of and " * 50] * 9}).encode()
+    caller = Caller(client, body=body)
+    await asyncio.to_thread(started.wait, 10)
+    caller.hang_up()
+    await caller.task
+    assert caller.sent == []
+    assert_whole(client)
+    gate.set()

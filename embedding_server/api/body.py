@@ -28,6 +28,11 @@ from embedding_server.errors import BadRequest, PayloadTooLarge, UnsupportedMedi
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving.admission import AdmissionQueue
 
+_CHARGED_UNREAD = 1 << 20
+"""Bytes of a body that are charged before any has arrived; more of them once they do."""
+_PART_SECONDS = 10.0
+"""Longest pause between parts of a body."""
+
 
 class ApiRequest(Request[Any, Any, State]):
     """A request whose JSON body becomes the struct that the handler's `data` names."""
@@ -49,10 +54,11 @@ class ApiRequest(Request[Any, Any, State]):
 class ByteBudget:
     """Bytes of request bodies that are inside at once, at most `limit`."""
 
-    def __init__(self, limit: int, queue: AdmissionQueue) -> None:
+    def __init__(self, limit: int, queue: AdmissionQueue, metrics: Metrics) -> None:
         self._limit = limit
         self._queue = queue
         self._used = 0
+        metrics.queued_bytes.set_function(lambda: self._used)
 
     def __repr__(self) -> str:
         return f"ByteBudget(used={self._used}, limit={self._limit})"
@@ -138,7 +144,7 @@ class BodyReader:
                     await self._handle(message, limit, scope, receive, send)
         except TimeoutError as exc:
             raise self._queue.refusal(
-                "request_timeout", f"the request took too long: {late} within {self._timeout:g} s"
+                "request_timeout", f"the request took too long: {late} in time"
             ) from exc
 
     async def _read(
@@ -146,17 +152,20 @@ class BodyReader:
     ) -> bytes | None:
         """The body as sent; None if the client left before its end."""
         self._require_fit(declared)
-        charge(declared)
+        charged = min(declared, _CHARGED_UNREAD)
+        charge(charged)
         body, more = bytearray(), True
         while more:
-            message = await receive()
+            async with asyncio.timeout(_PART_SECONDS):
+                message = await receive()
             if message["type"] != "http.request":
                 return None
             part = message["body"]
             body += part
             self._require_fit(len(body))
-            if not declared:  # a chunked body is charged as it comes
-                charge(len(part))
+            if len(body) > charged:  # large, or chunked
+                charge(len(body) - charged)
+                charged = len(body)
             more = message["more_body"]
         return bytes(body)
 

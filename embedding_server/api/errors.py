@@ -3,6 +3,7 @@
 The native shape, `{"error", "code", "request_id"}`, is here; other dialects bring theirs.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -106,7 +107,7 @@ def note(scope: Scope, error: ServiceError) -> tuple[str, dict[str, str]]:
         fields["reason"] = error.reason
     headers = {}
     if error.retry_after is not None:
-        headers["Retry-After"] = str(round(error.retry_after))
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
         headers["retry-after-ms"] = str(round(error.retry_after * 1000))
     return fields["request_id"], headers
 

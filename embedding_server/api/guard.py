@@ -1,23 +1,24 @@
 """The first layer behind the log: refuses at once what would be refused after all the work.
 
 At ten times the load that a server can carry, nine requests of ten are refused: they must cost next
-to nothing. So what admission would not take in is answered here, before routing and before the body
-is read. Larger bodies pass: which lane they belong to is known only once they are read.
+to nothing. So what admission would not take in, whichever lane it belongs to, is answered here,
+before its body is read. Of small bodies it is easy to see that they hold few texts: their lane
+alone decides.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import ASGIApp, Receive, ReceiveMessage, Scope, Send
 
 from embedding_server.api.errors import Shape, note, shape_for
 from embedding_server.api.middleware import client_of, header
-from embedding_server.errors import ServiceUnavailable
 from embedding_server.serving.admission import AdmissionQueue
 from embedding_server.serving.schedule import Lane
 
-_SMALL_BYTES = 1024
+_SMALL_BYTES, _FEW_QUOTES = 1024, 14
+"""JSON with so few quotation marks holds at most four texts beside two names and a model."""
 
 
 class Guard:
@@ -44,7 +45,15 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        refusal = self._refusal(scope)
+        lanes: Sequence[Lane] = ()
+        if self._concerned(scope):
+            lanes = list(Lane)
+            if 0 < int(header(scope, b"content-length", "0")) <= _SMALL_BYTES:
+                message = await receive()
+                if message["type"] == "http.request" and message["body"].count(b'"') <= _FEW_QUOTES:
+                    lanes = [Lane.INTERACTIVE]
+                receive = _after(message, receive)
+        refusal = self._queue.refused(lanes, client_of(scope)) if lanes else None
         if refusal is None:
             await self._app(scope, receive, send)
             return
@@ -58,13 +67,22 @@ class Guard:
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": content, "more_body": False})
 
-    def _refusal(self, scope: Scope) -> ServiceUnavailable | None:
-        if (
-            scope["type"] != ScopeType.HTTP
-            or scope["method"] != "POST"
-            or scope["path"] not in self._routes
-            or not 0 < int(header(scope, b"content-length", "0")) <= _SMALL_BYTES
-            or header(scope, b"origin")  # a browser needs the headers of CORS
-        ):
-            return None
-        return self._queue.refused(Lane.INTERACTIVE, client_of(scope))
+    def _concerned(self, scope: Scope) -> bool:
+        """Whether this asks for a model while others wait, or while the server drains."""
+        return (
+            (self._queue.depth > 0 or self._queue.draining)
+            and scope["type"] == ScopeType.HTTP
+            and scope["method"] == "POST"
+            and scope["path"] in self._routes
+            and not header(scope, b"origin")  # a browser needs the headers of CORS
+        )
+
+
+def _after(first: ReceiveMessage, receive: Receive) -> Receive:
+    """`receive` that gives `first` once more."""
+    seen = [first]
+
+    async def replay() -> ReceiveMessage:
+        return seen.pop() if seen else await receive()
+
+    return replay

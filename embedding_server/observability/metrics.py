@@ -76,12 +76,13 @@ class Metrics:
     def _declare_admission(self) -> None:
         counter, gauge = self._counter, self._gauge
         self.queue_wait = self._histogram(
-            "queue_wait_seconds", "Wait for admission, refused requests included"
+            "queue_wait_seconds", "Wait for admission; requests refused at once are not counted"
         )
         self.queue_wait_ratio = self._histogram(
             "queue_wait_ratio", "Wait in line by what was predicted for it", buckets=RATIOS
         )
         self.queue_depth = gauge("queue_depth", "Requests waiting for admission")
+        self.queued_bytes = gauge("queued_bytes", "Bytes of request bodies that are held")
         self.admitted_requests = gauge("admitted_requests", "Requests admitted and not done")
         self.admitted_work = gauge("admitted_work_seconds", "Admitted work, as seconds of one core")
         self.rejections = counter("rejections", "Requests refused with 503", "reason")

@@ -1,4 +1,4 @@
-"""The gate before the model: bounded work inside, a bounded line before it.
+"""Admission to the model: bounded work inside, a bounded line before it.
 
 What is inside is limited by predicted work, so that the schedule always has enough to choose from
 and never much more, or by `INFERENCE_MAX_CONCURRENT_REQUESTS` where that is set. Everyone else
@@ -11,107 +11,29 @@ of the line is one number for all, and a client that fills it makes room for oth
 import asyncio
 import random
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
+from collections.abc import Iterable
 
-from embedding_server.errors import ServiceUnavailable
+from embedding_server.errors import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS, ServiceUnavailable
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving.cost import Work
-from embedding_server.serving.forecast import Drain, Promises
+from embedding_server.serving.forecast import Promises
+from embedding_server.serving.gate import Gate, Waiter
 from embedding_server.serving.schedule import Lane
-from embedding_server.serving.shares import Shares
 
 _SMOOTHING = 0.05
 _CAUTION = 0.8
 """Part of the longest wait that a prediction may take up: what is let in is to be served in time,
 though predictions are off by a fifth."""
+_JITTER = 1.25
 _LEAST_WAIT = 1e-3
 """Seconds; shorter predictions are not judged by their ratio."""
-
-
-class _Waiter:
-    def __init__(self, work: Work, client: str) -> None:
-        self.work = work
-        self.client = client
-        self.queued = self.granted = False
-        self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-
-class _Line:
-    """One client's requests before a gate, oldest first."""
-
-    def __init__(self) -> None:
-        self.waiters: OrderedDict[_Waiter, None] = OrderedDict()
-        self.seconds = 0.0
-
-
-class _Gate:
-    """One lane: who is inside and who waits, as numbers and predicted work."""
-
-    def __init__(self, cores: int) -> None:
-        self.lines: dict[str, _Line] = {}
-        self.shares: Shares[str] = Shares()
-        self.drain = Drain(float(cores))
-        self.typical = Work(seconds=0.01, batches=0.1)
-        self.depth = self.inside = 0
-        self.inside_seconds = self.inside_batches = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """All work that is here."""
-        return self.inside_seconds + sum(line.seconds for line in self.lines.values())
-
-    def enter(self, work: Work) -> None:
-        self.inside += 1
-        self.inside_seconds += work.seconds
-        self.inside_batches += work.batches
-
-    def leave(self, work: Work) -> None:
-        self.inside -= 1
-        self.inside_seconds = self.inside_seconds - work.seconds if self.inside else 0.0
-        self.inside_batches = self.inside_batches - work.batches if self.inside else 0.0
-
-    def queue(self, waiter: _Waiter) -> None:
-        if not self.depth:
-            self.drain.begin()
-        line = self.lines.setdefault(waiter.client, _Line())
-        line.waiters[waiter] = None
-        line.seconds += waiter.work.seconds
-        self.shares.join(waiter.client)
-        self.depth += 1
-        waiter.queued = True
-
-    def drop(self, waiter: _Waiter) -> None:
-        line = self.lines[waiter.client]
-        del line.waiters[waiter]
-        line.seconds -= waiter.work.seconds
-        self.depth -= 1
-        waiter.queued = False
-        if not line.waiters:
-            del self.lines[waiter.client]
-            self.shares.leave(waiter.client)
-
-    def take(self) -> _Waiter:
-        """Whose turn it is, out of line."""
-        client = self.shares.next
-        waiter = next(iter(self.lines[client].waiters))
-        self.shares.charge(client, waiter.work.seconds)
-        self.drop(waiter)
-        return waiter
-
-    def ahead(self, client: str, seconds: float) -> float:
-        """Work in line that goes before new work of this client.
-
-        While a client's line is served, every other one gets as much.
-        """
-        own = self.lines[client].seconds if client in self.lines else 0.0
-        others = (line.seconds for name, line in self.lines.items() if name != client)
-        return own + sum(min(other, own + seconds) for other in others)
 
 
 class Permit:
     """A place inside, given back at the end of its `with` block."""
 
-    def __init__(self, queue: "AdmissionQueue", gate: _Gate, work: Work) -> None:
+    def __init__(self, queue: "AdmissionQueue", gate: Gate, work: Work) -> None:
         self._queue, self._gate, self._predicted, self._work = queue, gate, work, work
         self.waited = self.predicted_wait = 0.0
         """Seconds in line, and what was predicted for it."""
@@ -127,6 +49,7 @@ class Permit:
         self._gate.enter(work)
         self._gate.leave(self._work)
         self._work = work
+        self._queue.admit(self._gate)
 
 
 class AdmissionQueue:
@@ -157,7 +80,7 @@ class AdmissionQueue:
         self._timeout = timeout
         self._cores = cores
         self._metrics = metrics
-        self._gates = {lane: _Gate(cores) for lane in Lane}
+        self._gates = {lane: Gate(cores) for lane in Lane}
         self._promises = Promises()
         metrics.queue_depth.set_function(lambda: self.depth)
         metrics.admitted_requests.set_function(lambda: self._inside)
@@ -203,9 +126,9 @@ class AdmissionQueue:
         """
         gate = self._gate(lane)
         permit, started = Permit(self, gate, work), time.monotonic()
+        if refusal := self.refused([lane], client, work):
+            raise refusal
         try:
-            if refusal := self.refused(lane, client, work):
-                raise refusal
             if gate.depth or not self._fits(gate):
                 permit.predicted_wait = self._wait_of(gate, client, work)
                 await self._wait(gate, work, client)
@@ -221,25 +144,30 @@ class AdmissionQueue:
         return permit
 
     def refused(
-        self, lane: Lane, client: str, work: Work | None = None
+        self, lanes: Iterable[Lane], client: str, work: Work | None = None
     ) -> ServiceUnavailable | None:
-        """The 503 that a request gets now, counted; None where it may go in or wait.
+        """The 503 that a request of any of these lanes gets now, counted; None where it may stay.
 
         No `work` stands for a typical request.
         """
-        gate = self._gate(lane)
-        work = work or gate.typical
+        for gate in map(self._gate, lanes):
+            expected = work or gate.typical
+            reason, message = self._objection(gate, client, expected)
+            if not reason:
+                return None
+        return self.refusal(reason, message, expected)
+
+    def _objection(self, gate: Gate, client: str, work: Work) -> tuple[str, str]:
+        """Why a request is neither let in nor into the line; empty where it is."""
         if self.draining:
-            return self.refusal("draining", "the server is shutting down", work)
+            return "draining", "the server is shutting down"
         if not gate.depth and self._fits(gate):
-            return None
+            return "", ""
         if self.depth >= self.max_depth and self._crowder(client) is None:
-            message = f"{self.max_depth} requests are waiting already"
-            return self.refusal("queue_full", message, work)
+            return "queue_full", f"{self.max_depth} requests are waiting already"
         if (wait := self._wait_of(gate, client, work)) > _CAUTION * self._timeout:
-            message = f"the wait would be {wait:.1f} s, which is too long"
-            return self.refusal("wait_too_long", message, work)
-        return None
+            return "wait_too_long", f"the wait would be {wait:.1f} s, which is too long"
+        return "", ""
 
     def refusal(self, reason: str, message: str, work: Work | None = None) -> ServiceUnavailable:
         """A counted 503 that says when to come back.
@@ -250,13 +178,14 @@ class AdmissionQueue:
         gates = self._gates.values()
         rate = sum(gate.drain.rate for gate in gates if gate.depth) or self._cores
         seconds = (sum(gate.seconds for gate in gates) + self._promises.work) / rate
-        jitter = random.uniform(1.0, 1.25)  # noqa: S311 - spreads clients, guards nothing
-        refusal = ServiceUnavailable(message, reason=reason, retry_after=seconds * jitter)
+        jitter = random.uniform(1.0, _JITTER)  # noqa: S311 - spreads clients, guards nothing
+        after = jitter * min(max(seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS / _JITTER)
+        refusal = ServiceUnavailable(message, reason=reason, retry_after=after)
         if work:
             self._promises.add(work.seconds, refusal.retry_after)
         return refusal
 
-    def leave(self, gate: _Gate, work: Work, predicted: Work) -> None:
+    def leave(self, gate: Gate, work: Work, predicted: Work) -> None:
         """Give a place back, to those in line.
 
         It counted as `work` inside, and as `predicted` in line, as far as it was done.
@@ -264,6 +193,10 @@ class AdmissionQueue:
         gate.leave(work)
         if gate.depth:
             gate.drain.left(predicted.seconds)
+        self.admit(gate)
+
+    def admit(self, gate: Gate) -> None:
+        """Let those in line in, as many as fit."""
         while gate.depth and self._fits(gate):
             waiter = gate.take()
             if waiter.admitted.done():  # cancelled, and not yet told so
@@ -276,13 +209,13 @@ class AdmissionQueue:
     def _inside(self) -> int:
         return sum(gate.inside for gate in self._gates.values())
 
-    def _gate(self, lane: Lane) -> _Gate:
+    def _gate(self, lane: Lane) -> Gate:
         return self._gates[lane if self._max_requests is None else Lane.BULK]
 
-    async def _wait(self, gate: _Gate, work: Work, client: str) -> None:
+    async def _wait(self, gate: Gate, work: Work, client: str) -> None:
         if self.depth >= self.max_depth and (crowder := self._crowder(client)):
             self._push_out(crowder)
-        waiter = _Waiter(work, client)
+        waiter = Waiter(work, client)
         gate.queue(waiter)
         try:
             async with asyncio.timeout(self._timeout):
@@ -315,7 +248,7 @@ class AdmissionQueue:
             message = "the line is full, and others have waited for less"
             waiter.admitted.set_exception(self.refusal("queue_full", message, waiter.work))
 
-    def _wait_of(self, gate: _Gate, client: str, work: Work) -> float:
+    def _wait_of(self, gate: Gate, client: str, work: Work) -> float:
         """Seconds until what is in line before it and what is over the limit have drained."""
         if not gate.depth and self._fits(gate):
             return 0.0
@@ -326,7 +259,7 @@ class AdmissionQueue:
             ahead += gate.inside_seconds * (1 - self._max_batches / gate.inside_batches)
         return ahead / gate.drain.rate
 
-    def _fits(self, gate: _Gate) -> bool:
+    def _fits(self, gate: Gate) -> bool:
         if self._max_requests is not None:
             return self._inside < self._max_requests
         return gate.inside == 0 or gate.inside_batches < self._max_batches

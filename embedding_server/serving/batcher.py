@@ -48,7 +48,6 @@ class Batcher:
         dimensions: width of a row.
         profile: what it costs, at first, and how it is run.
         exact: opens the same model in fp32, for texts whose row is not finite.
-        bytes_per_token: of a GPU's memory, what one more token in a batch takes.
     """
 
     def __init__(
@@ -61,7 +60,6 @@ class Batcher:
         *,
         profile: Profile,
         exact: Callable[[], Session] | None = None,
-        bytes_per_token: float = 0.0,
     ) -> None:
         self.name = name
         self.session = session
@@ -71,7 +69,7 @@ class Batcher:
         self.cost = profile.cost
         """Learned: every run corrects it."""
         self.batch_tokens = profile.way.batch_tokens
-        self.ceiling = Ceiling(bytes_per_token, device.memory)
+        self.ceiling = Ceiling(device.memory)
         assert self.threads <= device.cores
         self._device = device
         self._metrics = metrics

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
@@ -78,7 +79,7 @@ class Run:
         """Whether nobody waits for any of it."""
         return all(entry.job.done.done() for entry in self.entries)
 
-    @property
+    @cached_property
     def shape(self) -> Shape:
         """What it costs by."""
         return Shape.of(entry.length for entry in self.entries)
@@ -224,6 +225,7 @@ class Device:
             else:
                 return
             run.started = time.monotonic()
+            run.batcher.ceiling.starts(run.batcher.cost.tokens(run.shape))
             self.runs += 1
             self._running[run] = run.batcher.threads  # a wide one shares with whoever comes
             self._inbox.put(run)

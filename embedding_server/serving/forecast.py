@@ -19,7 +19,7 @@ class Drain:
 
     def __init__(self, rate: float) -> None:
         self._work, self._seconds = rate * _PRIOR_SECONDS, _PRIOR_SECONDS
-        self._since = 0.0
+        self._since: float | None = None
 
     @property
     def rate(self) -> float:
@@ -27,13 +27,16 @@ class Drain:
         return self._work / self._seconds
 
     def begin(self) -> None:
-        """Somebody waits from now on."""
-        self._since = time.monotonic()
+        """Somebody waits from now on; what leaves next was begun before, and does not count."""
+        self._since = None
 
     def left(self, work: float) -> None:
-        """So much has left since the last time, or since `begin`, while somebody waited."""
+        """So much has left since the last time, while somebody waited."""
         now = time.monotonic()
-        passed, self._since = now - self._since, now
+        since, self._since = self._since, now
+        if since is None:
+            return
+        passed = now - since
         kept = math.exp(-passed / _MEMORY_SECONDS)
         self._work = kept * self._work + work
         self._seconds = kept * self._seconds + passed

@@ -12,7 +12,6 @@ from embedding_server.runtime.session import Session, SessionError
 from embedding_server.runtime.tokenizer import Tokenizer, TokenizerError
 from embedding_server.serving.batcher import Batcher
 from embedding_server.serving.device import Device
-from embedding_server.serving.memory import bytes_per_token
 from embedding_server.serving.model import Model
 from embedding_server.serving.source import RunPlan, Source
 
@@ -57,20 +56,19 @@ class Loader:
                     quiet=lambda: self._device.idle and self._device.runs == runs
                 )
                 session = source.open(profile.way.threads)
-            check(spec, source.tokenizer, session)
-            learned = bytes_per_token(session, self._device.memory, spec.max_tokens)
+                check(spec, source.tokenizer, session)
+                batcher = Batcher(
+                    spec.id,
+                    session,
+                    self._device,
+                    spec.dimensions,
+                    self._metrics,
+                    profile=profile,
+                    exact=None if session.precision is Precision.FP32 else source.exact,
+                )
+                batcher.ceiling.learn(session, spec.max_tokens)
         except (ConvertError, TokenizerError, SessionError) as exc:
             raise LoadError(str(exc)) from exc
-        batcher = Batcher(
-            spec.id,
-            session,
-            self._device,
-            spec.dimensions,
-            self._metrics,
-            profile=profile,
-            exact=None if session.precision is Precision.FP32 else source.exact,
-            bytes_per_token=learned,
-        )
         return Model(
             spec,
             source.tokenizer,

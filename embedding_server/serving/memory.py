@@ -13,12 +13,13 @@ import structlog
 
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.memory import Monitor, MonitorError, Usage
-from embedding_server.runtime.session import CPU, Session
+from embedding_server.runtime.session import CPU, OutOfMemoryError, Session
 from embedding_server.serving.tuning import batch
 
 _POLL_SECONDS, _COMPLAIN_SECONDS = 0.5, 60.0
 _HYSTERESIS_PERCENT = 5.0
-_LEARNED_TOKENS = (512, 4096)
+_LEARNED_TOKENS, _LEAST_BYTES_PER_TOKEN = (512, 4096), 4096.0
+"""An arena grows in steps: what could not be seen is assumed."""
 _PROBE_AFTER_RUNS, _PROBE_FACTOR = 32, 1.25
 
 log = structlog.get_logger()
@@ -37,12 +38,15 @@ class MemoryGate:
         self._threshold = threshold
         self._metrics = metrics
         self._usages: Sequence[Usage] = ()
-        self._tight = False
+        self.tight = False
+        """Whether nothing may grow."""
+        self._taken = 0.0
+        """Since the last reading, bytes."""
         self._complained = -_COMPLAIN_SECONDS
         self._stopped = threading.Event()
 
     def __repr__(self) -> str:
-        return f"MemoryGate({self.pressure:.1f} %, tight={self._tight})"
+        return f"MemoryGate({self.pressure:.1f} %, tight={self.tight})"
 
     @property
     def pressure(self) -> float:
@@ -50,26 +54,23 @@ class MemoryGate:
         return max((usage.percent for usage in self._usages), default=0.0)
 
     @property
-    def tight(self) -> bool:
-        """Whether nothing may grow."""
-        return self._tight
-
-    @property
     def free(self) -> float | None:
         """Bytes that may be taken before the threshold; None where that is not known."""
         if not self._usages:
             return None
-        if self._tight:
+        if self.tight:
             return 0.0
-        return max(
-            0.0,
-            min(usage.total * self._threshold / 100 - usage.used for usage in self._usages),
-        )
+        free = min(usage.total * self._threshold / 100 - usage.used for usage in self._usages)
+        return max(0.0, free - self._taken)
 
     @property
     def used(self) -> int:
         """Bytes in use."""
         return sum(usage.used for usage in self._usages)
+
+    def take(self, size: float) -> None:
+        """So many bytes are going to be used, which the next reading will show."""
+        self._taken += size
 
     def start(self) -> None:
         """Read once, then go on reading in the background."""
@@ -85,15 +86,16 @@ class MemoryGate:
         """Read once."""
         assert self._monitor
         try:
+            self._taken = 0.0
             self._usages = self._monitor.read()
         except MonitorError as exc:
-            self._usages, self._tight = (), False
+            self._usages, self.tight = (), False
             if time.monotonic() - self._complained >= _COMPLAIN_SECONDS:
                 self._complained = time.monotonic()
                 log.warning("memory.unknown", error=str(exc))
             return
-        limit = self._threshold - _HYSTERESIS_PERCENT * self._tight
-        self._tight = self.pressure >= limit
+        limit = self._threshold - _HYSTERESIS_PERCENT * self.tight
+        self.tight = self.pressure >= limit
         for usage in self._usages:
             self._metrics.record_memory(usage.device, usage.used, usage.total, usage.busy)
 
@@ -102,30 +104,17 @@ class MemoryGate:
             self.poll()
 
 
-def bytes_per_token(session: Session, memory: MemoryGate, max_tokens: int) -> float:
-    """What one more token in a batch takes of a GPU's memory, from two runs; 0 on a CPU."""
-    if session.provider == CPU or memory.free is None:
-        return 0.0
-    used = []
-    for tokens in _LEARNED_TOKENS:
-        session.run(batch(tokens, max_tokens))
-        memory.poll()
-        used.append(memory.used)
-    few, many = _LEARNED_TOKENS
-    return max(0.0, (used[1] - used[0]) / (many - few))
-
-
 class Ceiling:
     """How many tokens a batch of one session may have, by memory.
 
     Args:
-        bytes_per_token: what one more token in a batch takes; 0 where memory does not matter.
         memory: what is free.
     """
 
-    def __init__(self, bytes_per_token: float, memory: MemoryGate) -> None:
-        self._bytes_per_token = bytes_per_token
+    def __init__(self, memory: MemoryGate) -> None:
         self._memory = memory
+        self._bytes_per_token = 0.0
+        """What one more token in a batch takes; 0 where memory does not matter."""
         self._limit: float | None = None
         """After memory ran out: what is tried from then on, more and more again."""
         self._good_runs = 0
@@ -134,6 +123,28 @@ class Ceiling:
 
     def __repr__(self) -> str:
         return f"Ceiling(high_water={self.high_water}, limit={self._limit})"
+
+    def learn(self, session: Session, max_tokens: int) -> None:
+        """See what a token takes of a GPU's memory, in two runs before anybody asks."""
+        if session.provider == CPU or self._memory.free is None:
+            return
+        used = []
+        for tokens in _LEARNED_TOKENS:
+            try:
+                session.run(batch(tokens, max_tokens))
+            except OutOfMemoryError:
+                self.ran_out(tokens)
+                break
+            self.ran(tokens)
+            self._memory.poll()
+            used.append(self._memory.used)
+        few, many = _LEARNED_TOKENS
+        grown = (used[-1] - used[0]) / (many - few) if used else 0.0
+        self._bytes_per_token = max(_LEAST_BYTES_PER_TOKEN, grown)
+
+    def starts(self, tokens: int) -> None:
+        """A batch of so many tokens begins: what it takes beyond any before is not free."""
+        self._memory.take(max(0, tokens - self.high_water) * self._bytes_per_token)
 
     def allowed(self, tokens: int) -> int:
         """So many tokens, or as many as there is memory for; 1 at least."""

@@ -47,6 +47,8 @@ class Resident:
         self.state = State.UNLOADED
         self.pinned = False
         """Whether it is loaded again and again until that works, and then stays."""
+        self.closing = False
+        """Whether new requests wait until it has made room for another model."""
         self.model: Model | None = None
         self.error = ""
         self.load_began = self.loaded_at = self.used_at = self.retry_at = 0.0
@@ -75,7 +77,7 @@ class Resident:
     @property
     def idle(self) -> bool:
         """Whether it could be unloaded now."""
-        wanted = self.pinned or self.users or self.waiting
+        wanted = self.pinned or self.users or (self.waiting and not self.closing)
         return self.state is State.READY and not wanted
 
 
@@ -163,12 +165,17 @@ class Registry:
             ModelLoadError: it is still loading after `patience` seconds, or its load failed.
         """
         resident = self.residents[spec.id]
-        if resident.model is None:
+        if resident.model is None or resident.closing:
             await self._wait(resident)
         return resident
 
     async def _wait(self, resident: Resident) -> None:
-        self._ensure(resident)
+        pinned = sum(one.pinned for one in self.residents.values())
+        if self.max_loaded and not resident.pinned and pinned >= self.max_loaded:
+            message = f"{resident.spec.id} has no room: INFERENCE_PRELOAD takes all of it"
+            raise self._refusal("no_room", message, self._patience)
+        if not resident.closing:
+            self._ensure(resident)
         if resident.waiting >= self._max_waiting:
             message = f"{resident.waiting} requests wait for {resident.spec.id} to load"
             raise self._refusal("loading", message, self._remaining(resident))
@@ -256,8 +263,16 @@ class Registry:
             if room is None or present <= room:
                 resident.state = State.LOADING
                 return
+            busy = [one for one in others if one.state is State.READY and not one.pinned]
+            if busy and not any(one.closing for one in busy):
+                # Otherwise requests that overlap would keep it for ever.
+                self._close(min(busy, key=lambda one: one.used_at))
             self._freed.clear()
             await self._freed.wait()
+
+    def _close(self, resident: Resident) -> None:
+        resident.closing = True
+        resident.settled.clear()
 
     async def _sweep(self) -> None:
         """Unload what nobody has used for `ttl` seconds."""
@@ -271,10 +286,13 @@ class Registry:
         name, models = resident.spec.id, [resident.model]
         resident.model = resident.loading = None
         resident.state = State.UNLOADED
+        resident.closing = False
         resident.settled.clear()
         self._metrics.model_ready.labels(name).set(0)
         self._metrics.evictions.labels(name, reason).inc()
         log.info("model.unloaded", model=name, reason=reason)
+        if resident.waiting:
+            self._ensure(resident)
         # Freeing large memory takes a while.
         threading.Thread(target=_release, args=(models,), name="unload", daemon=True).start()
 

@@ -9,16 +9,17 @@ K = TypeVar("K", bound=Hashable)
 class Shares(Generic[K]):
     """What everyone who waits has had; whoever has had least goes next.
 
-    This is what deficit round robin comes to, without its quantum: of two that wait at the same
-    time, neither gets more than one turn ahead. Who comes anew starts level with the one that is
-    next: nobody saves up while away.
+    This is fair queueing by virtual time, which deficit round robin approximates: of two that
+    always have something waiting, neither gets more than one turn ahead. Who comes anew starts
+    level with the one that is next, so nobody saves up while away; who left with more than that
+    comes back with it, so nobody sheds it by leaving.
     """
 
     def __init__(self) -> None:
         self._had: dict[K, float] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._had)
+        self._away: dict[K, float] = {}
+        """Those who left ahead of the level."""
+        self._level = 0.0
 
     @property
     def next(self) -> K:
@@ -28,11 +29,14 @@ class Shares(Generic[K]):
     def join(self, key: K) -> None:
         """Somebody waits from now on, or already does."""
         if key not in self._had:
-            self._had[key] = min(self._had.values(), default=0.0)
+            self._raise_level()
+            self._had[key] = max(self._level, self._away.pop(key, 0.0))
 
     def leave(self, key: K) -> None:
         """Nothing of theirs waits any more."""
-        del self._had[key]
+        self._raise_level()
+        self._away[key] = self._had.pop(key)
+        self._away = {one: had for one, had in self._away.items() if had > self._level}
 
     def charge(self, key: K, amount: float) -> None:
         """They have had so much more."""
@@ -41,3 +45,6 @@ class Shares(Generic[K]):
     def in_turn(self, keys: Iterable[K]) -> list[K]:
         """Some of those who wait, whoever has had least first."""
         return sorted(keys, key=self._had.__getitem__)
+
+    def _raise_level(self) -> None:
+        self._level = max(self._level, min(self._had.values(), default=self._level))

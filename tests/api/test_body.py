@@ -15,6 +15,7 @@ else:
 
 from embedding_server.api.body import ByteBudget
 from embedding_server.errors import ServiceUnavailable
+from embedding_server.observability.metrics import Metrics
 from tests.conftest import Client, Serve, parts_of
 
 BODY = json.dumps({"model": "tiny", "input": ["the of and"] * 10}).encode()
@@ -96,7 +97,7 @@ async def test_size_limit(serve: Serve) -> None:
 
 async def test_byte_budget(client: Client) -> None:
     """More request bytes than may be inside are refused, and the budget is given back."""
-    budget = ByteBudget(100, parts_of(client).engine.queue)
+    budget = ByteBudget(100, parts_of(client).engine.queue, Metrics("test"))
     with budget.account() as charge, budget.account() as other:
         charge(60)
         with pytest.raises(ServiceUnavailable, match="too many request bytes"):

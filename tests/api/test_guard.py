@@ -115,3 +115,41 @@ async def test_a_flood_does_not_starve_another_address(serve: Serve) -> None:
         assert done.count("flood 503") == 1
         assert done.count("flood 200") == 8
         assert done.index("polite 200") <= 3
+
+
+async def test_bulk_is_not_taken_for_a_small_request(serve: Serve) -> None:
+    """While small requests are refused, a body of many short texts goes to its own lane."""
+    async with serve(max_queue_depth=2, threads=1, max_batch_tokens=16) as client:
+        session = FakeSession(width=HIDDEN)
+        session.block()
+        model_of(client).batcher.session = session
+        long = {"model": "tiny", "text": "the of and a b c d e f g h i j k l m n o p q r s"}
+        tasks = [asyncio.create_task(client.post("/api/embed", json=long)) for _ in range(20)]
+        while parts_of(client).engine.queue.depth < 2:
+            await asyncio.sleep(0.001)
+        small = await client.post("/api/embed", json=BODY)
+        assert small.status_code == 503
+        bulk = {"model": "tiny", "input": ["a"] * 9}
+        tasks.append(asyncio.create_task(client.post("/api/embed", json=bulk)))
+        await asyncio.sleep(0.02)
+        session.release()
+        answers = await asyncio.gather(*tasks)
+        assert answers[-1].status_code == 200
+
+
+async def test_large_bodies_are_refused_unread(serve: Serve) -> None:
+    """Where no lane has room, a large body is not read; while the server drains, none is."""
+    async with overloaded(serve) as (client, _):
+        unread = 0
+
+        async def body() -> AsyncIterator[bytes]:
+            nonlocal unread
+            unread += 1
+            yield b"x" * 5000
+
+        headers = {"Content-Type": "application/json", "Content-Length": "5000"}
+        answer = await client.post("/api/embed", content=body(), headers=headers)
+        assert (answer.status_code, unread) == (503, 0)
+        client.app.drain()
+        answer = await client.post("/api/embed", json=BODY)
+        assert "shutting down" in answer.json()["error"]

@@ -220,6 +220,8 @@ async def test_a_crowder_makes_room() -> None:
     assert queue.depth == 3
     with pytest.raises(ServiceUnavailable):
         await queue.permit(work(1), Lane.BULK, "one")
+    assert queue.refused([Lane.BULK], "one")
+    assert queue.refused([Lane.BULK], "three") is None
     for holder in (flood[0], flood[1], polite, flood[2]):
         await holder.finish()
     assert repr(queue) == EMPTY
@@ -248,6 +250,13 @@ async def test_permits_are_corrected() -> None:
         permit.correct(work(12))
         assert queue.permits == 0
         assert repr(queue) == "AdmissionQueue(inside=1, waiting=0, work=12.000)"
+        waiting = Holder(queue)
+        await settle()
+        assert not waiting.inside
+        permit.correct(work(2))
+        await settle()
+        assert waiting.inside
+        await waiting.finish()
     assert repr(queue) == EMPTY
 
 
@@ -270,7 +279,11 @@ def test_drain_follows_what_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast, "time", SimpleNamespace(monotonic=lambda: clock.now))
     drain = Drain(2.0)
     assert drain.rate == 2.0
-    drain.begin()
+    for _ in range(50):  # each began long before somebody waited
+        drain.begin()
+        clock.now += 0.1
+        drain.left(1.0)
+    assert drain.rate == 2.0
     for _ in range(200):
         clock.now += 0.1
         drain.left(0.3)
@@ -280,3 +293,32 @@ def test_drain_follows_what_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert promises.work == 4.0
     clock.now += 20
     assert promises.work == 0
+
+
+async def test_predictions_are_judged() -> None:
+    """How long requests waited by what was predicted for them is a metric."""
+    metrics = Metrics("test")
+    queue = AdmissionQueue(
+        max_requests=1, max_batches=1.0, max_depth=9, timeout=5.0, cores=1, metrics=metrics
+    )
+    first, second = Holder(queue, 0.05), Holder(queue, 0.05)
+    await settle()
+    await asyncio.sleep(0.05)
+    await first.finish()
+    await settle()
+    await second.finish()
+    text = metrics.render("")[0].decode()
+    assert "inference_queue_wait_ratio_count 1.0" in text
+    assert 'inference_queue_wait_ratio_bucket{le="0.75"} 0.0' in text
+
+
+async def test_jitter_within_the_bounds() -> None:
+    """However short or long the wait, clients are spread, between 1 and 60 seconds."""
+    for seconds in (0.001, 1e6):
+        queue = gate(max_depth=0)
+        holder = Holder(queue, seconds)
+        await settle()
+        refusals = [queue.refusal("test", "test").retry_after for _ in range(20)]
+        assert len(set(refusals)) > 10
+        assert all(1 <= after <= 60 for after in refusals)
+        await holder.finish()

@@ -363,7 +363,8 @@ async def test_a_full_card_is_used_in_full() -> None:
     device.start()
     session = FakeSession()
     line = batcher(device, session)
-    line.ceiling = Ceiling(5.0, memory)
+    line.ceiling = Ceiling(memory)
+    line.ceiling._bytes_per_token = 5.0
     await line.embed([ids(16)] * 3)
     monitor.used = 970
     memory.poll()

@@ -8,7 +8,7 @@ import pytest
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.session import CPU
 from embedding_server.serving import memory as module
-from embedding_server.serving.memory import Ceiling, MemoryGate, bytes_per_token
+from embedding_server.serving.memory import Ceiling, MemoryGate
 from tests.conftest import Serve, parts_of
 from tests.fakes import MEMORY, FakeMonitor, FakeSession
 from tests.tiny import HIDDEN
@@ -67,37 +67,85 @@ async def test_polled_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None
     assert 'gpu_utilization_percent{device="0"} 100.0' in text
 
 
+def ceiling(used: int, bytes_per_token: float = 10.0) -> Ceiling:
+    """That of a session on a card with so much of 1,000 bytes in use."""
+    ceiling = Ceiling(gate(FakeMonitor(used)))
+    ceiling._bytes_per_token = bytes_per_token
+    return ceiling
+
+
 def test_growth_is_measured_against_what_is_free() -> None:
     """Beyond the largest batch so far, free bytes decide; one token always goes."""
-    monitor = FakeMonitor(850)
-    ceiling = Ceiling(10.0, gate(monitor))
-    assert ceiling.allowed(1000) == 10
-    ceiling.ran(50)
-    assert ceiling.allowed(1000) == 60
-    assert Ceiling(0.0, gate(monitor)).allowed(1000) == 1000
-    assert Ceiling(10.0, MEMORY).allowed(1000) == 1000
-    full = Ceiling(10.0, gate(FakeMonitor(1000)))
-    assert full.allowed(1000) == 1
+    one = ceiling(850)
+    assert one.allowed(1000) == 10
+    one.ran(50)
+    assert one.allowed(1000) == 60
+    assert ceiling(850, 0.0).allowed(1000) == 1000
+    assert Ceiling(MEMORY).allowed(1000) == 1000
+    assert ceiling(1000).allowed(1000) == 1
 
 
-def test_bytes_per_token_are_learned() -> None:
-    """Two runs tell what a token takes; a CPU's memory is not counted."""
+def test_free_memory_is_given_once() -> None:
+    """What a batch is going to take is not free for the next one, until the card tells."""
+    one = ceiling(850)
+    for tokens in (6, 10, 10):
+        one.starts(min(tokens, one.allowed(1000)))
+        one.ran(min(tokens, one.allowed(1000)))
+    assert one.high_water <= 10
+    one._memory.poll()
+    assert one.allowed(1000) == one.high_water + 10
+
+
+class Growing(FakeSession):
+    """Takes a byte for every tenth token of its largest batch."""
+
+    def __init__(self, monitor: FakeMonitor) -> None:
+        super().__init__()
+        self._monitor = monitor
+
+    def run(self, texts: Any, **options: Any) -> Any:
+        """See `Session`."""
+        assert self._monitor.used is not None
+        tokens = sum(map(len, texts))
+        rows = super().run(texts, **options)
+        self._monitor.used = max(self._monitor.used, 100 + tokens // 10)
+        return rows
+
+
+def test_bytes_per_token_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs tell what a token takes, and that as much may run again."""
+    monkeypatch.setattr(module, "_LEAST_BYTES_PER_TOKEN", 0.01)
     monitor = FakeMonitor(100)
+    learned = Ceiling(gate(monitor))
+    learned.learn(Growing(monitor), 256)
+    assert learned._bytes_per_token == pytest.approx(0.1, rel=0.01)
+    assert learned.high_water == 4096
+    monitor.used = 990
+    learned._memory.poll()
+    assert learned.allowed(10_000) == 4096
+    assert not learned.holds_back(256)
 
-    class Growing(FakeSession):
-        """Takes a byte for every tenth token of its largest batch."""
 
-        def run(self, texts: Any, **options: Any) -> Any:
-            """See `Session`."""
-            assert monitor.used is not None
-            monitor.used = max(monitor.used, 100 + sum(map(len, texts)) // 10)
-            return super().run(texts, **options)
+def test_learning_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card too small for the larger run still serves, in smaller batches."""
+    monitor = FakeMonitor(100)
+    learned, session = Ceiling(gate(monitor)), Growing(monitor)
+    session.room = 600
+    learned.learn(session, 256)
+    assert learned.allowed(10_000) <= 2048
+    assert learned._bytes_per_token == module._LEAST_BYTES_PER_TOKEN
 
-    session = Growing()
-    assert bytes_per_token(session, gate(monitor), 256) == pytest.approx(0.1, rel=0.01)
-    assert bytes_per_token(session, MEMORY, 256) == 0.0
+
+def test_a_cpu_learns_nothing() -> None:
+    """A CPU's memory is not counted."""
+    session = FakeSession()
     session.provider = CPU
-    assert bytes_per_token(session, gate(monitor), 256) == 0.0
+    for learned, on in (
+        (Ceiling(gate(FakeMonitor(100))), session),
+        (Ceiling(MEMORY), FakeSession()),
+    ):
+        learned.learn(on, 256)
+        assert (learned._bytes_per_token, on.batches) == (0.0, [])
 
 
 async def test_a_full_card_refuses_growth_only(serve: Serve) -> None:
@@ -111,7 +159,8 @@ async def test_a_full_card_refuses_growth_only(serve: Serve) -> None:
         assert model
         session = FakeSession(width=HIDDEN)
         model.batcher.session = session
-        model.batcher.ceiling = Ceiling(1.0, device.memory)
+        model.batcher.ceiling = Ceiling(device.memory)
+        model.batcher.ceiling._bytes_per_token = 1.0
         body = {"model": "tiny", "input": ["a b c"] * 4}
         assert (await client.post("/api/embed", json=body)).status_code == 200
         monitor.used = 970

@@ -14,6 +14,7 @@ from embedding_server.observability.metrics import Metrics
 from embedding_server.serving import registry as module
 from embedding_server.serving.loader import LoadError
 from embedding_server.serving.registry import Registry, Resident, State, plan_evictions
+from tests.conftest import Serve
 
 
 class Stub:
@@ -201,6 +202,56 @@ async def test_models_in_use_stay() -> None:
         assert registry.loaded == ["a"]
     await asyncio.sleep(0.02)
     assert registry.loaded == ["b"]
+
+
+async def test_overlapping_requests_do_not_keep_a_model_for_ever() -> None:
+    """While another model waits for room, new requests of the busy one stand behind it."""
+    loader = FakeLoader()
+    loader.gate.set()
+    registry = open_registry(loader, "a", "b", max_loaded=1)
+    order: list[str] = []
+
+    async def use(name: str) -> None:
+        with await registry.lease(spec(name)):
+            order.append(name)
+            await asyncio.sleep(0.03)
+
+    tasks = [asyncio.create_task(use("a"))]
+    while not registry.loaded:
+        await asyncio.sleep(0.001)
+    tasks.append(asyncio.create_task(use("b")))
+    for _ in range(10):
+        await asyncio.sleep(0.01)
+        tasks.append(asyncio.create_task(use("a")))
+    await asyncio.gather(*tasks)
+    assert order[0] == "a"
+    assert order.index("b") <= 2
+    assert order.count("a") == 11
+
+
+async def test_pinned_models_leave_no_room() -> None:
+    """Where what is pinned takes all places, that is said at once."""
+    loader = FakeLoader()
+    loader.gate.set()
+    registry = open_registry(loader, "a", "b", max_loaded=1)
+    registry.start([spec("a")])
+    await hold(registry, "a")
+    with pytest.raises(ModelLoadError, match="INFERENCE_PRELOAD takes all"):
+        await hold(registry, "b")
+    await registry.stop()
+
+
+async def test_evicted_through_http(serve: Serve) -> None:
+    """One model makes room for another and comes back, and the health page shows it."""
+    async with serve(max_loaded_models=1) as client:
+        for name in ("tiny", "other", "tiny"):
+            answer = await client.post("/api/embed", json={"model": name, "text": "a"})
+            assert answer.status_code == 200
+            cache = (await client.get("/health")).json()["cache_info"]
+            assert (cache["cached_models"], cache["max_cached"]) == ([name], 1)
+        text = (await client.get("/metrics")).text
+        assert 'inference_model_evictions_total{model="tiny",reason="room"} 1.0' in text
+        assert 'inference_model_resident_bytes{model="other"} 0.0' in text
 
 
 async def test_idle_models_are_unloaded() -> None:
