@@ -42,18 +42,20 @@ class Answer(msgspec.Struct, frozen=True):
     """One request; status 0 = the connection broke before an answer, -1 = it was refused."""
 
     at: float
-    """Seconds since the start."""
+    """When it was to be sent, seconds since the start."""
     status: int
     seconds: float
+    """From then to the answer, or from the last try where there are several."""
     retry_after: float | None
     tries: int
     body: int
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """All answers, and the share of a core that asking took."""
+    """All answers, and the requests per second and the share of a core while they were sent."""
 
     answers: list[Answer]
+    rate: float
     cpu: float
 
     def count(self, status: int) -> int:
@@ -121,11 +123,12 @@ class _Clients:
         self._requests = [head.encode() + b"%d\r\n\r\n" % len(one) + one for one in encoded]
         self._idle: list[_Connection] = []
         self._started = time.perf_counter()
-        self.answers: list[Answer] = []
+        self._answers: list[Answer] = []
 
-    async def run(self) -> None:
+    async def run(self) -> Outcome:
         """Send everything on time, then wait for the answers."""
-        tasks = set()
+        tasks: set[asyncio.Task[None]] = set()
+        used = _cpu_seconds()
         for number in itertools.count():
             due = number / self._order.rate
             if due >= self._order.seconds:
@@ -133,22 +136,23 @@ class _Clients:
             wait = self._started + due - time.perf_counter()
             if wait > 0:
                 await asyncio.sleep(wait)
-            task = asyncio.create_task(self._serve(number % len(self._requests)))
+            task = asyncio.create_task(self._serve(due, number % len(self._requests)))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
+        sent, used = time.perf_counter() - self._started, _cpu_seconds() - used
         await asyncio.gather(*tasks)
+        return Outcome(self._answers, number / sent, used / sent)
 
-    async def _serve(self, body: int) -> None:
-        at, started = time.perf_counter() - self._started, time.perf_counter()
+    async def _serve(self, due: float, body: int) -> None:
+        asked = self._started + due
         for tries in range(1, self._order.tries + 1):
-            asked = time.perf_counter()
             status, after = await self._ask(self._requests[body])
             if status != 503 or tries == self._order.tries:
                 break
             await asyncio.sleep(after or random.uniform(1, 2))
-        since = asked if self._order.tries == 1 else started
-        seconds = time.perf_counter() - since
-        self.answers.append(Answer(at, status, seconds, after, tries, body))
+            asked = time.perf_counter()
+        seconds = time.perf_counter() - asked
+        self._answers.append(Answer(due, status, seconds, after, tries, body))
 
     async def _ask(self, request: bytes) -> tuple[int, float | None]:
         connection = self._idle.pop() if self._idle else None
@@ -196,20 +200,19 @@ def send(order: Order) -> Outcome:
         return outcome(process)
 
 
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+async def _carry_out(order: Order) -> Outcome:
+    return await _Clients(order).run()
+
+
 def main() -> None:
     """The process."""
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
-    started = time.perf_counter()
-
-    async def work() -> list[Answer]:
-        clients = _Clients(order)
-        await clients.run()
-        return clients.answers
-
-    answers = uvloop.run(work())
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = (used.ru_utime + used.ru_stime) / (time.perf_counter() - started)
-    sys.stdout.buffer.write(msgspec.json.encode(Outcome(answers, cpu)))
+    sys.stdout.buffer.write(msgspec.json.encode(uvloop.run(_carry_out(order))))
 
 
 if __name__ == "__main__":

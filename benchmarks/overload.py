@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -33,10 +34,13 @@ from benchmarks.load import bodies, drive
 from benchmarks.openloop import Order, Outcome
 from benchmarks.server import Server, demo_server, gauge, tokens_served
 from embedding_server.catalog.demo import demo_model
+from embedding_server.runtime.tokenizer import Tokenizer
 
 _RESULTS = Path(__file__).with_name("overload.json")
 _TIMES, _BULK = 10, 32
 """How many times the load it can carry, and texts per bulk request."""
+_CONNECTIONS = {_BULK: 4, 1: 64}
+"""Texts per request -> connections of the closed loop that reaches the peak."""
 _PEAK_SECONDS, _OVERLOAD_SECONDS, _SINGLES_SECONDS, _FAIR_SECONDS = 10.0, 60.0, 20.0, 20.0
 _SETTLE_SECONDS = 3.0
 _LATE_SECONDS = 4.5
@@ -45,14 +49,16 @@ _LARGE_BYTES, _LARGE_CLIENTS = 8 << 20, 64
 _HANG_UPS, _HANG_UPS_AT_ONCE = 1000, 100
 _POLITE = "127.0.0.2"
 
+T = TypeVar("T")
+
 
 class Overload(msgspec.Struct, frozen=True, kw_only=True):
     """Ten times the load; times in seconds."""
 
     offered: float
-    """Requests per second."""
+    """Requests per second that were sent."""
     goodput: float
-    """Tokens per second, of the closed-loop peak."""
+    """Tokens per second of the requests that were answered, of the closed-loop peak around it."""
     statuses: dict[int, int]
     without_retry_after: int
     refusal_p99: float
@@ -103,46 +109,57 @@ def main() -> None:
 
 
 def _measure(server: Server, log: Path) -> Result:
-    texts, model = corpus(), demo_model().id
-    requests = {size: bodies(model, texts, size) for size in (_BULK, 1)}
+    spec, texts = demo_model(), corpus()
+    tokenizer = Tokenizer(spec.directory / "tokenizer.json", spec.max_tokens)
+    lengths = [len(encoding.ids) for encoding in tokenizer.encode(texts)]
+    requests = {size: bodies(spec.id, texts, size) for size in _CONNECTIONS}
+    tokens = {size: [sum(group) for group in _groups(lengths, size)] for size in _CONNECTIONS}
+
+    def peak(size: int) -> float:
+        return _peak(server, requests[size], _CONNECTIONS[size])
+
     with server.peak_mb() as memory:
-        peaks = {_BULK: _peak(server, requests[_BULK], 4), 1: _peak(server, requests[1], 64)}
-    mean = _mean_tokens(server, requests[1])
+        peaks = {size: peak(size) for size in _CONNECTIONS}
 
     def order(size: int, times: float, seconds: float, tries: int = 1) -> Order:
         return Order(
             url=f"{server.url}/api/embed",
             bodies=requests[size],
-            rate=times * peaks[size] / mean / size,
+            rate=times * peaks[size] / statistics.mean(tokens[size]),
             seconds=seconds,
             tries=tries,
         )
 
     def overload(size: int, seconds: float) -> Overload:
-        return _overload(server, order(size, _TIMES, seconds), peaks[size], memory[0], log)
+        before = peak(size)
+        found = _overload(server, order(size, _TIMES, seconds), tokens[size], memory[0], log)
+        around = (before + peak(size)) / 2
+        return msgspec.structs.replace(found, goodput=found.goodput / around)
 
     def polite(size: int) -> float:
-        return _polite_share(server, model, texts, order(size, _TIMES, _FAIR_SECONDS))
+        return _polite_share(server, spec.id, texts, order(size, _TIMES, _FAIR_SECONDS))
 
     bulk, singles = overload(_BULK, _OVERLOAD_SECONDS), overload(1, _SINGLES_SECONDS)
     obedient = openloop.send(order(_BULK, 2.0, 10.0, tries=3))
-    large = _large_bodies(server, model)
     shares = {"bulk": polite(_BULK), "singles": polite(1)}
     leaked = _hang_ups(server, requests[_BULK])
-    loading = _beside_loading()
     end = _shutdown(server, order(_BULK, 1.0, 10.0))
     return Result(
         peaks=peaks,
         bulk=bulk,
         singles=singles,
         obedient=obedient.count(200) / len(obedient.answers),
-        large_bodies_mb=large,
+        large_bodies_mb=_large_bodies(spec.id),
         polite_share=shares,
         leaked=leaked,
-        loading_p99=loading,
+        loading_p99=_beside_loading(),
         lost_at_shutdown=end.count(0),
         answered_at_shutdown=Counter(answer.status for answer in end.answers),
     )
+
+
+def _groups(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[at : at + size] for at in range(0, len(items), size)]
 
 
 def _peak(server: Server, requests: Sequence[str], connections: int) -> float:
@@ -153,34 +170,31 @@ def _peak(server: Server, requests: Sequence[str], connections: int) -> float:
     return (tokens_served(server.url) - before) / seconds
 
 
-def _mean_tokens(server: Server, singles: Sequence[str]) -> float:
-    before = tokens_served(server.url)
-    for body in singles[::20]:
-        _post(server.url, body)
-    return (tokens_served(server.url) - before) / len(singles[::20])
-
-
-def _overload(server: Server, order: Order, peak: float, memory: float, log: Path) -> Overload:
+def _overload(
+    server: Server, order: Order, tokens: Sequence[int], memory: float, log: Path
+) -> Overload:
+    """An overload, with its goodput in tokens per second; `tokens` are those of each body."""
     seen = log.stat().st_size
-    with server.peak_mb() as peaks, _probes(server) as probes, openloop.running(order) as load:
-        time.sleep(_SETTLE_SECONDS)
-        started, before = time.monotonic(), tokens_served(server.url)
-        time.sleep(order.seconds - 2 * _SETTLE_SECONDS)
-        goodput = (tokens_served(server.url) - before) / (time.monotonic() - started)
-        outcome = openloop.outcome(load)
+    with server.peak_mb() as peaks, _probes(server) as probes:
+        outcome = openloop.send(order)
     refused = [answer for answer in outcome.answers if answer.status == 503]
     late = sum(answer.seconds > _LATE_SECONDS for answer in refused)
     waits = _waits(log, seen)
+    answered = sum(
+        tokens[one.body]
+        for one in outcome.answers
+        if one.status == 200 and _SETTLE_SECONDS <= one.at + one.seconds < order.seconds
+    )
     return Overload(
-        offered=order.rate,
-        goodput=goodput / peak,
+        offered=outcome.rate,
+        goodput=answered / (order.seconds - _SETTLE_SECONDS),
         statuses=Counter(answer.status for answer in outcome.answers),
         without_retry_after=sum(answer.retry_after is None for answer in refused),
         refusal_p99=p99([one.seconds for one in refused if one.seconds <= _LATE_SECONDS]),
         refused_after_waiting=late / max(1, len(refused)),
         prediction_error=statistics.median(abs(waited / said - 1) for waited, said in waits),
         beyond_prediction=p99([waited - 1.25 * said for waited, said in waits]),
-        probe_p99=p99(probes),
+        probe_p99=p99(probes) if probes else math.inf,
         generator_cpu=outcome.cpu,
         memory=peaks[0] / memory,
     )
@@ -205,11 +219,12 @@ def _probes(server: Server) -> Iterator[list[float]]:
     def probe() -> None:
         while not done.wait(0.1):
             for path in ("/health/live", "/health/ready"):
-                started = time.perf_counter()
-                connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=10)
-                connection.request("GET", path)
-                ok = connection.getresponse().status == http.client.OK
-                connection.close()
+                started, ok = time.perf_counter(), False
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=10)
+                    connection.request("GET", path)
+                    ok = connection.getresponse().status == http.client.OK
+                    connection.close()
                 times.append(time.perf_counter() - started if ok else math.inf)
 
     prober = threading.Thread(target=probe)
@@ -221,23 +236,26 @@ def _probes(server: Server) -> Iterator[list[float]]:
         prober.join()
 
 
-def _large_bodies(server: Server, model: str) -> float:
+def _large_bodies(model: str) -> float:
+    """MiB that 64 clients at once, who send 8 MB each, add to a fresh server."""
     text = "word " * (_LARGE_BYTES // 5)
-    order = Order(
-        url=f"{server.url}/api/embed",
-        bodies=[json.dumps({"model": model, "text": text})],
-        rate=_LARGE_CLIENTS,
-        seconds=1.0,
-    )
-    before = server.resident_mb
-    with server.peak_mb() as memory:
-        openloop.send(order)
-    return memory[0] - before
+    with demo_server() as server:
+        order = Order(
+            url=f"{server.url}/api/embed",
+            bodies=[json.dumps({"model": model, "text": text})],
+            rate=_LARGE_CLIENTS * 100,
+            seconds=0.01,
+        )
+        _post(server.url, short(model))
+        before = server.resident_mb
+        with server.peak_mb() as memory:
+            openloop.send(order)
+        return memory[0] - before
 
 
 def _polite_share(server: Server, model: str, texts: Sequence[str], flood: Order) -> float:
     """Of all tokens, those of a client of its own address that has 4 requests out at most."""
-    groups = [texts[at : at + _BULK] for at in range(0, len(texts), _BULK)]
+    groups = _groups(texts, _BULK)
     done = threading.Event()
 
     def work(number: int) -> int:
@@ -246,12 +264,14 @@ def _polite_share(server: Server, model: str, texts: Sequence[str], flood: Order
             while not done.is_set():
                 body = {
                     "model": model,
-                    "input": groups[at % len(groups)],
+                    "input": list(groups[at % len(groups)]),
                     "encoding_format": "base64",
                 }
                 answer = client.post(f"{server.url}/v1/embeddings", json=body)
                 if answer.is_success:
                     tokens += answer.json()["usage"]["total_tokens"]
+                else:
+                    done.wait(int(answer.headers["retry-after-ms"]) / 1000)
                 at += 4
         return tokens
 
@@ -307,6 +327,7 @@ def _beside_loading() -> tuple[float, float]:
             loading, beside = pool.submit(_post, server.url, short("two")), []
             while not loading.done():
                 beside += single(server.url, short("one"), 5)
+            loading.result()
     return p99(alone), p99(beside)
 
 
@@ -319,9 +340,13 @@ def _shutdown(server: Server, order: Order) -> Outcome:
 
 
 def _post(url: str, body: str) -> None:
-    httpx.post(
-        f"{url}/api/embed", content=body, headers={"Content-Type": "application/json"}
-    ).raise_for_status()
+    """A request that is answered, sooner or later."""
+    headers = {"Content-Type": "application/json"}
+    while (
+        answer := httpx.post(f"{url}/api/embed", content=body, headers=headers, timeout=60)
+    ).status_code == 503:
+        time.sleep(int(answer.headers["retry-after-ms"]) / 1000)
+    answer.raise_for_status()
 
 
 if __name__ == "__main__":
