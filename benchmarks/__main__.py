@@ -24,7 +24,7 @@ from embedding_server.catalog.demo import demo_model
 from embedding_server.convert import convert
 from embedding_server.core import Ids, ModelSpec
 from embedding_server.runtime.cores import usable_cores
-from embedding_server.runtime.session import PackedSession
+from embedding_server.runtime.session import OnnxSession
 from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.profile import device_name, stored
 from embedding_server.serving.texts import JUDGEMENT
@@ -55,7 +55,7 @@ def _measure(spec: ModelSpec, cores: int, texts: list[str], cache: Path) -> Repo
     with demo_server("--cache-dir", str(cache)):  # converts and measures
         pass
     (profile,) = filter(None, map(stored, cache.glob("profiles/*.json")))
-    session = PackedSession(convert(spec.directory, spec.pooling, cache), cores)
+    session = OnnxSession(convert(spec.directory, spec.pooling, cache), cores)
     before = sweep(session, part, cores)
     best = max(before, key=speed)
     beside_limit = BesideLimit(partial(again, session, part, before))

@@ -342,9 +342,10 @@ def _shutdown(server: Server, order: Order) -> Outcome:
 def _post(url: str, body: str) -> None:
     """A request that is answered, sooner or later."""
     headers = {"Content-Type": "application/json"}
-    while (
-        answer := httpx.post(f"{url}/api/embed", content=body, headers=headers, timeout=60)
-    ).status_code == 503:
+    while True:
+        answer = httpx.post(f"{url}/api/embed", content=body, headers=headers, timeout=60)
+        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            break
         time.sleep(int(answer.headers["retry-after-ms"]) / 1000)
     answer.raise_for_status()
 

@@ -16,7 +16,7 @@ from benchmarks.loads import ROUNDS, Load, tokens_per_second
 from benchmarks.server import demo_server
 from embedding_server.convert import convert
 from embedding_server.core import Ids, ModelSpec, Precision, normalized
-from embedding_server.runtime.session import PackedSession, Session
+from embedding_server.runtime.session import OnnxSession, Session
 from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.source import int8_graphs
 
@@ -70,7 +70,7 @@ def trades(
         with tempfile.TemporaryDirectory() as scratch:
             int8 = int8_graphs(tokenizer, share)
             graph = convert(spec.directory, spec.pooling, Path(scratch), int8=int8)
-            small = PackedSession(graph, 1, precision=Precision.INT8)
+            small = OnnxSession(graph, 1, precision=Precision.INT8)
             alone = normalized(np.concatenate([small.run([ids]) for ids in goldens]))
             difference = largest_difference(small, goldens, rounds=3)
             cosine = float(np.vecdot(alone, exact).min())

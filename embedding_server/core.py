@@ -46,22 +46,60 @@ class Pooling(StrEnum):
     LAST = "lasttoken"
 
 
+class Kind(StrEnum):
+    """What a model makes of its input."""
+
+    DENSE = "dense"
+    SPARSE = "sparse"
+    MULTI = "late-interaction"
+    CROSS = "cross-encoder"
+    IMAGE = "image"
+    STATIC = "static"
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a model's files are published: a repository of the hub.
+
+    `files` are the graph or weights and what belongs to them; configuration and tokenizer files are
+    fetched besides, as far as they are there. `revision` None is the newest one.
+    """
+
+    repo: str
+    files: tuple[str, ...]
+    revision: str | None = None
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One model as the catalogue describes it; everything needed to load and to list it.
 
-    `id` is the canonical name, `aliases` further names for the same weights. `max_tokens` counts
-    special tokens. `prompts` maps an input type (`query`, `document`) to the text put before it.
+    `id` is the canonical name, `aliases` further names for the same weights. Its files are in the
+    directory `located`, or come from `origin` when it is first loaded. `file` is an exported ONNX
+    graph among them; None: it is made from `model.safetensors`. `pad` is the id that an exported
+    graph's rows are filled up with. `max_tokens` counts special tokens. `prompts` maps an input
+    type (`query`, `document`) to the text put before it. `size` is what is to be downloaded, bytes.
     """
 
     id: str
-    directory: Path
+    kind: Kind = Kind.DENSE
+    located: Path | None = None
+    origin: Origin | None = None
     pooling: Pooling
     max_tokens: int
     dimensions: int
+    file: str | None = None
+    pad: int = 0
     description: str = ""
+    license: str = ""
+    size: int = 0
     aliases: tuple[str, ...] = ()
     prompts: dict[str, str] = {}
     weights_sha256: str | None = None
+
+    @property
+    def directory(self) -> Path:
+        """Where its files are, once that is known."""
+        assert self.located
+        return self.located
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """A directory in the sentence-transformers layout -> a `ModelSpec`.
 
 Read are `config.json`, `modules.json`, `1_Pooling/config.json`, `sentence_bert_config.json`,
-`tokenizer_config.json` and `config_sentence_transformers.json`; only the first must be there.
+`tokenizer_config.json` and `config_sentence_transformers.json`; only the first must be there, and
+an exported graph or `model.safetensors`.
 """
 
 import json
@@ -16,6 +17,7 @@ _POOLING_FLAGS = {
     "pooling_mode_cls_token": Pooling.CLS,
     "pooling_mode_lasttoken": Pooling.LAST,
 }
+_GRAPHS, _WEIGHTS = ("model.onnx", "onnx/model.onnx"), "model.safetensors"
 _UNLIMITED = 1_000_000
 """tokenizer_config.json writes 1e30 where it knows no limit."""
 
@@ -55,15 +57,32 @@ def _describe(
     prompts = _read(directory / "config_sentence_transformers.json").get("prompts") or {}
     return ModelSpec(
         id=name,
-        directory=directory,
+        located=directory,
         pooling=_pooling(directory / "1_Pooling" / "config.json"),
         max_tokens=_max_tokens(directory, config),
         dimensions=config["hidden_size"],
+        file=_graph(directory),
+        pad=config.get("pad_token_id") or 0,
         description=description,
         aliases=aliases,
         prompts={key: text for key, text in prompts.items() if text},
         weights_sha256=weights_sha256,
     )
+
+
+def _graph(directory: Path) -> str | None:
+    """The exported graph, if there is one; else there must be weights that can be converted."""
+    root = directory.resolve()
+    for name in (*_GRAPHS, _WEIGHTS):
+        path = directory / name
+        if path.exists():
+            if not path.resolve().is_relative_to(root):
+                raise ModelFilesError(
+                    f"{path} is a link to {path.resolve()}, outside its directory"
+                )
+            return None if name == _WEIGHTS else name
+    known = ", ".join((*_GRAPHS, _WEIGHTS))
+    raise ModelFilesError(f"{directory} has none of {known}; pickled weights are not read")
 
 
 def _pooling(path: Path) -> Pooling:

@@ -4,10 +4,10 @@ Sessions are called from the device's worker threads; they keep no state between
 threads may share one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from embedding_server.core import Ids, Precision, Rows
+from embedding_server.runtime.layout import Layout, LayoutError, Packed, Value
 
 VERSION: str = ort.__version__
 """ONNX Runtime's version: part of what decides a vector's last bits."""
@@ -117,22 +118,30 @@ class Session(Protocol):
         """
 
 
-class PackedSession:
-    """A graph of `convert`, which takes the tokens of all texts behind one another.
+LayoutOf = Callable[[Sequence[Value], Sequence[Value]], Layout]
+"""Chooses a layout by a graph's inputs and outputs; raises `LayoutError`."""
+
+
+def packed(_inputs: Sequence[Value], _outputs: Sequence[Value]) -> Layout:
+    """The layout of `convert`'s graphs."""
+    return Packed()
+
+
+class OnnxSession:
+    """A graph on ONNX Runtime.
 
     Args:
         path: the ONNX file.
         cores: threads of a wide run.
         threads: of all others.
+        layout: how texts are laid out for it.
         precision: what the graph computes in.
         reproducible: run every text alone, on one thread, so that no bit of its vector depends on
             what else there is to do.
 
     Raises:
-        SessionError: the file is missing, or no graph that this runtime can open.
+        SessionError: the file is missing, or no graph that can be used.
     """
-
-    padded = False
 
     def __init__(
         self,
@@ -140,6 +149,7 @@ class PackedSession:
         cores: int,
         threads: Threads = _ONE_THREAD,
         *,
+        layout: LayoutOf = packed,
         precision: Precision = Precision.FP32,
         reproducible: bool = False,
     ) -> None:
@@ -147,27 +157,38 @@ class PackedSession:
         self.threads = _ONE_THREAD if reproducible else threads
         self._reproducible = reproducible
         self._narrow = self._wide = _open(path, self.threads)
-        size = sum(file.stat().st_size for file in path.parent.iterdir())
+        size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
         if cores > self.threads.per_run and size <= _WIDE_BELOW_BYTES and not reproducible:
             self._wide = _open(path, Threads(cores))
         self.has_wide = self._wide is not self._narrow
         self.resident_bytes = size * (2 if self.has_wide else 1)
         self.provider: str = self._narrow.get_providers()[0]
+        try:
+            self._layout = layout(
+                _declared(self._narrow.get_inputs()), _declared(self._narrow.get_outputs())
+            )
+        except LayoutError as exc:
+            raise SessionError(f"{path}: {exc}") from exc
+        self.padded = self._layout.padded
 
     def run(self, texts: Sequence[Ids], *, wide: bool = False, stop: Stop | None = None) -> Rows:
         """See `Session`."""
         if self._reproducible and len(texts) > 1:
             return np.concatenate([self.run([ids], stop=stop) for ids in texts])
-        session = self._wide if wide else self._narrow
+        session, layout = self._wide if wide else self._narrow, self._layout
         try:
-            rows: Rows = session.run(
-                ["sentence_embedding"], _feeds(texts), stop.options if stop else None
-            )[0]
+            (value,) = session.run(
+                [layout.output], layout.feeds(texts), stop.options if stop else None
+            )
         except Exception as exc:  # ONNX Runtime's exceptions share no base class
             text = str(exc)
             short = isinstance(exc, MemoryError) or any(words in text for words in _NO_MEMORY)
             raise (OutOfMemoryError if short else SessionError)(text) from exc
-        return rows
+        return layout.rows(value, texts)
+
+
+def _declared(values: Sequence[Any]) -> list[Value]:
+    return [Value(one.name, one.type, one.shape) for one in values]
 
 
 def activations(
@@ -179,17 +200,12 @@ def activations(
     for ids in texts:
         kept = random.permutation(len(ids))[:rows]
         try:
-            values = session.run(outputs, _feeds([ids]))
+            values = session.run(outputs, Packed().feeds([ids]))
         except Exception as exc:  # ONNX Runtime's exceptions share no base class
             raise SessionError(str(exc)) from exc
         for name, value in zip(outputs, values, strict=True):
             found[name].append(value[kept])
     return {name: np.concatenate(parts) for name, parts in found.items()}
-
-
-def _feeds(texts: Sequence[Ids]) -> dict[str, NDArray[np.int64]]:
-    lengths = np.array([len(ids) for ids in texts], np.int64)
-    return {"input_ids": np.concatenate(texts), "lengths": lengths}
 
 
 def _open(path: Path, threads: Threads) -> ort.InferenceSession:

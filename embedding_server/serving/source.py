@@ -14,14 +14,17 @@ import numpy as np
 from embedding_server.convert import Int8, convert
 from embedding_server.core import Ids, ModelSpec, Precision, normalized
 from embedding_server.runtime.cores import sums_bytes_exactly
+from embedding_server.runtime.layout import Padded
 from embedding_server.runtime.session import (
     CPU,
     VERSION,
-    PackedSession,
+    LayoutOf,
+    OnnxSession,
     Session,
     SessionError,
     Threads,
     activations,
+    packed,
 )
 from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving import profile as profiles
@@ -72,13 +75,22 @@ class Source:
         self._cores = cores
         self._tokenizer_file = spec.directory / "tokenizer.json"
         self.tokenizer = Tokenizer(self._tokenizer_file, spec.max_tokens)
-        int8 = int8_graphs(self.tokenizer) if plan.precision is Precision.INT8 else None
+        self._layout: LayoutOf = packed
+        if spec.file:
+            if plan.precision is not Precision.FP32:
+                raise SessionError(
+                    f"INFERENCE_PRECISION={plan.precision} needs model.safetensors, {spec.id} is an"
+                    " exported graph"
+                )
+            self._graph = spec.directory / spec.file
+            self._layout = partial(Padded, pooling=spec.pooling, pad=spec.pad)
+            return
         self._graph = convert(
             spec.directory,
             spec.pooling,
             plan.cache,
             expected_sha256=spec.weights_sha256,
-            int8=int8,
+            int8=int8_graphs(self.tokenizer) if plan.precision is Precision.INT8 else None,
         )
 
     @property
@@ -89,7 +101,7 @@ class Source:
         wanted = min(self._plan.threads_per_run, self._cores)
         return Threads(wanted) if wanted else None
 
-    def open(self, threads: Threads, *, wide: bool = True) -> PackedSession:
+    def open(self, threads: Threads, *, wide: bool = True) -> OnnxSession:
         """A session; a graph that cannot be opened is dropped and made anew next time.
 
         Args:
@@ -97,18 +109,20 @@ class Source:
             wide: a second session for lone runs, on all cores.
         """
         try:
-            return PackedSession(
+            return OnnxSession(
                 self._graph,
                 self._cores if wide else threads.per_run,
                 threads,
+                layout=self._layout,
                 precision=self._plan.precision,
                 reproducible=self._plan.reproducible,
             )
         except SessionError:
-            shutil.rmtree(self._graph.parent, ignore_errors=True)
+            if not self._spec.file:
+                shutil.rmtree(self._graph.parent, ignore_errors=True)
             raise
 
-    def exact(self) -> PackedSession:
+    def exact(self) -> OnnxSession:
         """A session of the same model in fp32, on one thread."""
         plan = msgspec.structs.replace(self._plan, precision=Precision.FP32)
         return Source(self._spec, plan, 1).open(Threads())
@@ -159,9 +173,16 @@ class Source:
     def _identity(self) -> str:
         """Graph and tokenizer by content; 8-bit graphs come out of a measurement."""
         digest = hashlib.sha256(self._tokenizer_file.read_bytes())
-        if self._plan.precision is Precision.INT8:
-            digest.update(self._graph.read_bytes())
-        words = (self._graph.parent.name, VERSION, "reproducible" * self._plan.reproducible)
+        if self._spec.file or self._plan.precision is Precision.INT8:
+            for path in sorted(self._graph.parent.glob(f"{self._graph.name}*")):
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        words = (
+            "" if self._spec.file else self._graph.parent.name,
+            self._spec.pooling,
+            VERSION,
+            "reproducible" * self._plan.reproducible,
+        )
         digest.update(" ".join(words).encode())
         return digest.hexdigest()
 

@@ -18,7 +18,7 @@ DEMO, ALIAS = DEMO_MODELS
 def spec(name: str, *aliases: str) -> ModelSpec:
     """A spec that nobody loads."""
     return ModelSpec(
-        id=name, aliases=aliases, directory=Path(), pooling=Pooling.MEAN, max_tokens=8, dimensions=4
+        id=name, aliases=aliases, located=Path(), pooling=Pooling.MEAN, max_tokens=8, dimensions=4
     )
 
 

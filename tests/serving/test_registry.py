@@ -41,7 +41,7 @@ class FakeLoader:
 
 def spec(name: str) -> ModelSpec:
     """A model that does not exist."""
-    return ModelSpec(id=name, directory=Path(), pooling=Pooling.MEAN, max_tokens=8, dimensions=4)
+    return ModelSpec(id=name, located=Path(), pooling=Pooling.MEAN, max_tokens=8, dimensions=4)
 
 
 def open_registry(loader: Any, *names: str, **options: Any) -> Registry:
