@@ -39,11 +39,16 @@ class Precision(StrEnum):
 
 
 class Pooling(StrEnum):
-    """How token states become one vector; the names sentence-transformers uses."""
+    """How token states become one vector; the names sentence-transformers uses.
+
+    `NONE`: nothing is left to pool, the graph gives what is wanted. It is a member, so that a
+    table of poolings has a row for it and a spec always says one.
+    """
 
     MEAN = "mean"
     CLS = "cls"
     LAST = "lasttoken"
+    NONE = "none"
 
 
 class Kind(StrEnum):
@@ -73,10 +78,13 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One model as the catalogue describes it; everything needed to load and to list it.
 
     `id` is the canonical name, `aliases` further names for the same weights. Its files are in the
-    directory `located`, or come from `origin` when it is first loaded. `file` is an exported ONNX
-    graph among them; None: it is made from `model.safetensors`. `pad` is the id that an exported
-    graph's rows are filled up with. `max_tokens` counts special tokens. `prompts` maps an input
-    type (`query`, `document`) to the text put before it. `size` is what is to be downloaded, bytes.
+    directory `located`, or come from `origin` when it is first loaded. `file` is the one among them
+    that is loaded, mostly an exported ONNX graph; None: it is made from `model.safetensors`. `pad`
+    is the id that an exported graph's rows are filled up with. `max_tokens` counts special tokens,
+    0: as the files say. `dimensions` is 0 for rerankers and the size of the vocabulary for sparse
+    models. `normalize`: vectors are scaled to length 1, unless a client asks for raw ones.
+    `prompts` maps an input type (`query`, `document`) to the text put before it. `size` is what is
+    to be downloaded, bytes, 0: not known.
     """
 
     id: str
@@ -84,6 +92,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     located: Path | None = None
     origin: Origin | None = None
     pooling: Pooling
+    normalize: bool = True
     max_tokens: int
     dimensions: int
     file: str | None = None

@@ -82,11 +82,13 @@ class Padded:
             raise LayoutError(f"the graph takes {', '.join(unknown)}, which is not known")
         by_name = {one.name: one for one in outputs}
         best = next((by_name[name] for name in _OUTPUTS if name in by_name), outputs[0])
+        if pooling is Pooling.NONE and len(best.shape) == 3:
+            raise LayoutError(f"output {best.name} has a state per token, and no pooling is known")
         if len(best.shape) not in (2, 3):
             raise LayoutError(f"output {best.name} has {len(best.shape)} axes, expected 2 or 3")
         self.output = best.name
         self._inputs = inputs
-        self._pool = _POOLINGS[pooling]
+        self._pool = _POOLINGS.get(pooling)
         self._pad = pad
 
     def feeds(self, texts: Sequence[Ids]) -> dict[str, Array]:
@@ -100,7 +102,7 @@ class Padded:
     def rows(self, value: Array, texts: Sequence[Ids]) -> Rows:
         """See `Layout`; half precision becomes float32."""
         states = value.astype(np.float32, copy=False)
-        if states.ndim == 2:
+        if states.ndim == 2 or not self._pool:
             return states
         return self._pool(states, np.array([len(ids) for ids in texts]))
 
@@ -143,8 +145,8 @@ def _kind(name: str) -> str:
 
 def _mean(states: Rows, lengths: NDArray[np.int64]) -> Rows:
     taken = np.arange(states.shape[1]) < lengths[:, None]
-    weights = taken.astype(np.float32) / lengths[:, None].astype(np.float32)
-    means: Rows = (weights[:, None, :] @ states)[:, 0]
+    weights: Rows = (taken / lengths[:, None]).astype(np.float32)
+    means: Rows = np.matmul(weights[:, None, :], states)[:, 0]
     return means
 
 

@@ -84,6 +84,8 @@ def test_what_is_not_known_is_named() -> None:
     """An input or a shape that nobody knows is an error that says which."""
     with pytest.raises(LayoutError, match="takes pixel_values, which is not known"):
         layout(IDS, Value("pixel_values", "tensor(float)", ["n", 3, 224, 224]))
+    with pytest.raises(LayoutError, match="a state per token, and no pooling is known"):
+        layout(pooling=Pooling.NONE)
     with pytest.raises(LayoutError, match="output scores has 1 axes"):
         layout(outputs=(Value("scores", "tensor(float)", ["n"]),))
 
