@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
@@ -17,7 +18,7 @@ from embedding_server.api.errors import renderer
 from embedding_server.api.guard import Guard
 from embedding_server.api.middleware import RequestLog
 from embedding_server.api.parts import Parts
-from embedding_server.catalog import Catalog, open_catalog
+from embedding_server.catalog import Catalog, locate, open_catalog, open_hub
 from embedding_server.core import ModelSpec
 from embedding_server.errors import SettingsError
 from embedding_server.observability.metrics import Metrics
@@ -85,7 +86,13 @@ def create_app(settings: Settings) -> App:
     )
     registry = Registry(
         catalog.models.values(),
-        Loader(device, RunPlan.of(settings), tokenizing, metrics),
+        Loader(
+            device,
+            RunPlan.of(settings),
+            partial(locate, open_hub(settings)),
+            tokenizing,
+            metrics,
+        ),
         patience=settings.queue_timeout_ms / 1000,
         max_waiting=settings.max_queue_depth,
         max_loaded=settings.max_loaded_models,

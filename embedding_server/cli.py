@@ -11,6 +11,7 @@ from typing import Any
 
 from embedding_server import __version__
 from embedding_server.errors import StartupError
+from embedding_server.listing import fetch_models, show_models
 from embedding_server.runtime.cores import usable_cores
 from embedding_server.server import run
 from embedding_server.settings import Settings, add_flags, load, unknown, with_dotenv
@@ -28,6 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     tuning = benches.add_parser("tune", help="how models run best; `serve` uses what it finds")
     tuning.add_argument("--seconds", type=float, default=2.0, help="per point [2]")
     add_flags(tuning)
+    models = verbs.add_parser("models", help="list every model that is known")
+    models.add_argument("--json", action="store_true", help="as JSON")
+    add_flags(models)
+    fetch = verbs.add_parser("fetch", help="download models before they are served")
+    fetch.add_argument("names", nargs="*", metavar="ID", help="ids or aliases")
+    fetch.add_argument("--allowed", action="store_true", help="all that the allow-lists name")
+    fetch.add_argument("--verify", action="store_true", help="hash again what was downloaded")
+    add_flags(fetch)
     flags = vars(parser.parse_args(argv))
     try:
         return _VERBS[flags.pop("verb")](flags)
@@ -46,8 +55,22 @@ def _bench(flags: dict[str, Any]) -> int:
     return 0
 
 
-def _settings(flags: dict[str, str | None]) -> Settings:
+def _models(flags: dict[str, Any]) -> int:
+    show_models(_settings(flags, allowed="*"), as_json=flags["json"])
+    return 0
+
+
+def _fetch(flags: dict[str, Any]) -> int:
+    settings = _settings(flags, allowed="" if flags["allowed"] else "*")
+    fetch_models(settings, flags["names"], allowed=flags["allowed"], verify=flags["verify"])
+    return 0
+
+
+def _settings(flags: dict[str, Any], allowed: str = "") -> Settings:
+    """The settings; `allowed` stands in for an allow-list that is not set."""
     environ = with_dotenv(os.environ)
+    if allowed and not flags.get("demo"):
+        environ.setdefault("INFERENCE_ALLOWED_EMBEDDING_MODELS", allowed)
     settings = load(environ, flags)
     for line in unknown(environ):
         print(f"embedding-server: {line}", file=sys.stderr)
@@ -56,4 +79,4 @@ def _settings(flags: dict[str, str | None]) -> Settings:
     return settings
 
 
-_VERBS = {"serve": _serve, "bench": _bench}
+_VERBS = {"serve": _serve, "bench": _bench, "models": _models, "fetch": _fetch}

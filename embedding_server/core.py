@@ -8,7 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
-"""Token ids of one text, shape (tokens,), special tokens included, no padding."""
+"""Token ids of one text, shape (tokens,), special tokens included, no padding.
+
+Of a pair of texts, ids of the second one have `SEGMENT` added.
+"""
+
+SEGMENT = 1 << 32
+
+Text = str | tuple[str, str]
+"""What a model is run on: a text, or for cross-encoders a query and a document."""
 
 Rows = NDArray[np.float32]
 """One vector per text, shape (texts, dimensions)."""

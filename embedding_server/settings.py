@@ -80,6 +80,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ready_policy: Annotated[
         Literal["all", "any"], _field("ready when `all` preloaded models serve, or `any` of them")
     ] = "all"
+    hf_home: Annotated[
+        Path, _field("huggingface-hub's home, which has its cache of models", "HF_HOME")
+    ] = Path("~/.cache/huggingface")
+    hf_endpoint: Annotated[str | None, _field("a mirror of the hub", "HF_ENDPOINT")] = None
+    hf_token: Annotated[str | None, _field("for private models", "HF_TOKEN")] = None
+    hf_hub_offline: Annotated[
+        bool, _field("no network call at all, what is cached must do", "HF_HUB_OFFLINE")
+    ] = False
     cache_dir: Annotated[Path, _field("where converted graphs and measured costs are kept")] = Path(
         "~/.cache/embedding-server"
     )

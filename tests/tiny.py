@@ -7,6 +7,10 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from benchmarks.peers import padded_graph
+from embedding_server.convert.graph import Graph
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 HIDDEN, LAYERS, HEADS, INNER, POSITIONS = 32, 2, 4, 64, 64
 MAX_TOKENS = 32
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -15,10 +19,12 @@ VOCABULARY = _SPECIAL + _WORDS + [chr(code) for code in range(97, 123)]
 VOCABULARY += [f"##{chr(code)}" for code in range(97, 123)]
 
 
-def write_model(directory: Path, *, pooling: str = "mean_tokens", seed: int = 0) -> Path:
+def write_model(
+    directory: Path, *, pooling: str = "mean_tokens", seed: int = 0, hidden: int = HIDDEN
+) -> Path:
     """A BERT of `LAYERS` layers and its tokenizer; returns `directory`."""
     (directory / "1_Pooling").mkdir(parents=True)
-    _json(directory / "config.json", _CONFIG)
+    _json(directory / "config.json", _CONFIG | {"hidden_size": hidden})
     _json(
         directory / "modules.json",
         [
@@ -30,7 +36,7 @@ def write_model(directory: Path, *, pooling: str = "mean_tokens", seed: int = 0)
     _json(directory / "sentence_bert_config.json", {"max_seq_length": MAX_TOKENS})
     prompts = {"query": "the query: ", "document": ""}
     _json(directory / "config_sentence_transformers.json", {"prompts": prompts})
-    save_file(weights(seed), directory / "model.safetensors")
+    save_file(weights(seed, hidden), directory / "model.safetensors")
     _tokenizer().save(str(directory / "tokenizer.json"))
     return directory
 
@@ -50,27 +56,68 @@ _CONFIG = {
 }
 
 
-def weights(seed: int) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+def export(directory: Path, file: str = "onnx/model.onnx") -> Path:
+    """Replace a model's weights by an exported graph of them."""
+    (directory / file).parent.mkdir(exist_ok=True)
+    padded_graph(directory, directory / file)
+    (directory / "model.safetensors").unlink()
+    return directory
+
+
+def write_cross_encoder(directory: Path) -> Path:
+    """An exported graph that scores pairs: sums embeddings of tokens and segments, then weighs."""
+    write_model(directory)
+    (directory / "model.safetensors").unlink()
+    config = _CONFIG | {"architectures": ["BertForSequenceClassification"], "num_labels": 1}
+    _json(directory / "config.json", config)
+    words, kinds, head = cross_encoder_weights()
+    graph = Graph("cross-encoder")
+    ids, mask, types = (
+        graph.input(name, "n", "t") for name in ("input_ids", "attention_mask", "token_type_ids")
+    )
+    states = graph.node(
+        "Add",
+        graph.node("Gather", graph.weight("words", words), ids),
+        graph.node("Gather", graph.weight("kinds", kinds), types),
+    )
+    taken = graph.node("Unsqueeze", graph.node("Cast", mask, to=1), graph.constant([2]))
+    sums = graph.node(
+        "ReduceSum", graph.node("Mul", states, taken), graph.constant([1]), keepdims=0
+    )
+    graph.output("logits", graph.node("MatMul", sums, graph.weight("head", head)), "n", 1)
+    graph.save(directory / "model.onnx")
+    return directory
+
+
+def cross_encoder_weights() -> tuple[Array, Array, Array]:
+    """Embeddings of words (vocabulary, width) and segments (2, width), and a head (width, 1)."""
+    random = np.random.default_rng(0)
+    shapes = ((len(VOCABULARY), HIDDEN), (2, HIDDEN), (HIDDEN, 1))
+    words, kinds, head = (random.normal(0, 0.1, shape).astype("f4") for shape in shapes)
+    return words, kinds, head
+
+
+def weights(seed: int, hidden: int = HIDDEN) -> dict[str, Array]:
     """Random weights under BERT's names, by torch's convention (out, in)."""
     random = np.random.default_rng(seed)
     shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (len(VOCABULARY), HIDDEN),
-        "embeddings.position_embeddings.weight": (POSITIONS, HIDDEN),
-        "embeddings.token_type_embeddings.weight": (2, HIDDEN),
+        "embeddings.word_embeddings.weight": (len(VOCABULARY), hidden),
+        "embeddings.position_embeddings.weight": (POSITIONS, hidden),
+        "embeddings.token_type_embeddings.weight": (2, hidden),
     }
     norms = ["embeddings.LayerNorm"]
     for index in range(LAYERS):
         layer = f"encoder.layer.{index}"
-        linears = {f"attention.self.{part}": (HIDDEN, HIDDEN) for part in ("query", "key", "value")}
-        linears["attention.output.dense"] = (HIDDEN, HIDDEN)
-        linears["intermediate.dense"] = (INNER, HIDDEN)
-        linears["output.dense"] = (HIDDEN, INNER)
+        linears = {f"attention.self.{part}": (hidden, hidden) for part in ("query", "key", "value")}
+        linears["attention.output.dense"] = (hidden, hidden)
+        linears["intermediate.dense"] = (INNER, hidden)
+        linears["output.dense"] = (hidden, INNER)
         for name, shape in linears.items():
             shapes[f"{layer}.{name}.weight"] = shape
             shapes[f"{layer}.{name}.bias"] = shape[:1]
         norms += [f"{layer}.attention.output.LayerNorm", f"{layer}.output.LayerNorm"]
     for name in norms:
-        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (HIDDEN,)
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (hidden,)
     return {
         name: random.normal(1.0 if "LayerNorm.weight" in name else 0.0, 0.1, shape).astype("f4")
         for name, shape in shapes.items()

@@ -14,7 +14,7 @@ from embedding_server.api.errors import declared_errors
 from embedding_server.api.inference import Dimensions, Model, deadline, respond
 from embedding_server.api.middleware import INFERENCE, client_of
 from embedding_server.api.parts import parts
-from embedding_server.core import Rows, Task
+from embedding_server.core import ModelSpec, Rows, Task
 from embedding_server.errors import (
     BadRequest,
     MethodNotAllowed,
@@ -23,6 +23,7 @@ from embedding_server.errors import (
     UnsupportedModel,
 )
 from embedding_server.serving.engine import Options
+from embedding_server.serving.registry import Resident
 
 _MAX_INPUTS = 2048
 """OpenAI's own limit."""
@@ -186,14 +187,14 @@ def model(request: ApiRequest, name: Annotated[str, PathParameter(name="id")]) -
 def _cards(request: ApiRequest) -> dict[str, ModelCard]:
     """Every name that is allowed; one that is allowed for both tasks is an embedding model."""
     here = parts(request)
-    listed = here.engine.catalog.listed
+    listed, residents = here.engine.catalog.listed, here.engine.registry.residents
     return {
         name: ModelCard(
             id=name,
             object="model",
             created=here.created,
             owned_by=name.rpartition("/")[0] or "local",
-            max_model_len=spec.max_tokens,
+            max_model_len=_served(residents[spec.id]).max_tokens,
             dimensions=spec.dimensions,
             task=task,
         )
@@ -201,6 +202,11 @@ def _cards(request: ApiRequest) -> dict[str, ModelCard]:
         for spec in listed[task].values()
         for name in spec.names
     }
+
+
+def _served(resident: Resident) -> ModelSpec:
+    """What is known of a model: once it is loaded, what its files say too."""
+    return resident.model.spec if resident.model else resident.spec
 
 
 HANDLERS: list[Any] = [embeddings, models, model]

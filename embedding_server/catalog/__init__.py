@@ -5,17 +5,28 @@ A request's model name passes here first: `resolve` turns it into a `ModelSpec` 
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
 from embedding_server.catalog.demo import demo_model
-from embedding_server.catalog.local import ModelFilesError, read_directory
-from embedding_server.core import ModelSpec, Task
+from embedding_server.catalog.files import FilesError, Hub
+from embedding_server.catalog.local import ModelFilesError, complete, read_directory
+from embedding_server.catalog.published import gpu_friendly, published_models
+from embedding_server.core import Kind, ModelSpec, Task
 from embedding_server.errors import SettingsError, StartupError, UnsupportedModel
 from embedding_server.settings import Names, Settings
 
-__all__ = ["Catalog", "open_catalog"]
+__all__ = [
+    "Catalog",
+    "FilesError",
+    "Hub",
+    "ModelFilesError",
+    "known_models",
+    "locate",
+    "open_catalog",
+    "open_hub",
+]
 
 _EVERYTHING = "*"
 _SHOWN_CHARS = 200
@@ -27,15 +38,27 @@ class Catalog:
     """The allowed models of each task, by every name they have.
 
     Args:
-        specs: all models that are known.
+        specs: models of this machine; the first that claims a name has it.
         allowed: per task the names of the allow-list, or `*`.
+        published: lists the models that are known by name and are downloaded when they are wanted;
+            asked only where an allow-list is not satisfied without.
 
     Raises:
-        SettingsError: a name of an allow-list is not known.
+        SettingsError: a name of an allow-list is not known, or its model cannot do the task.
     """
 
-    def __init__(self, specs: Iterable[ModelSpec], allowed: Mapping[Task, Names]) -> None:
-        self._known = {name: spec for spec in specs for name in spec.names}
+    def __init__(
+        self,
+        specs: Iterable[ModelSpec],
+        allowed: Mapping[Task, Names],
+        published: Callable[[], Iterable[ModelSpec]] = tuple,
+    ) -> None:
+        self._known: dict[str, ModelSpec] = {}
+        self._published = published
+        self._learn(specs)
+        named = {name for names in allowed.values() for name in names}
+        if not named <= self._known.keys():
+            self._learn(published())
         self.listed: dict[Task, dict[str, ModelSpec]] = {
             task: self._named(task, names) for task, names in allowed.items()
         }
@@ -63,6 +86,14 @@ class Catalog:
             raise UnsupportedModel(f"Model {shown} is allowed for another task, not for {task}")
         raise UnsupportedModel(f"Model {shown} is not in the allowed models list")
 
+    def known(self, name: str) -> ModelSpec:
+        """The model of that name, allowed or not; raises `SettingsError`."""
+        if name not in self._known:
+            self._learn(self._published())
+        if name not in self._known:
+            raise SettingsError(f"{name!r} is not known{self._near(name)}")
+        return self._known[name]
+
     def spec(self, name: str) -> ModelSpec:
         """The allowed model of that name, whatever its task; raises `SettingsError`."""
         for allowed in self._allowed.values():
@@ -70,37 +101,94 @@ class Catalog:
                 return spec
         raise SettingsError(f"INFERENCE_PRELOAD={name!r}: the model is in no allow-list")
 
+    def _learn(self, specs: Iterable[ModelSpec]) -> None:
+        for spec in specs:
+            for name in spec.names:
+                self._known.setdefault(name, spec)
+
     def _named(self, task: Task, names: Names) -> dict[str, ModelSpec]:
         if _EVERYTHING in names:
-            if not self._known:
-                raise SettingsError(f"{_VARIABLES[task]}: no model is known that `*` could mean")
-            return {spec.id: spec for spec in self._known.values()}
+            return {**self._everything(task), **self._named(task, _without_star(names))}
         for name in names:
             if name not in self._known:
                 raise SettingsError(f"{_VARIABLES[task]}: {name!r} is not known{self._near(name)}")
+            if (kind := self._known[name].kind) not in _SERVED[task]:
+                raise SettingsError(
+                    f"{_VARIABLES[task]}: {name!r} is a {kind} model, which cannot {task}"
+                )
         return {name: self._known[name] for name in names}
+
+    def _everything(self, task: Task) -> dict[str, ModelSpec]:
+        """What `*` means: what is on this machine, and published models made for the task."""
+        specs = [
+            spec
+            for spec in self._known.values()
+            if spec.kind in _SERVED[task]
+            and (spec.located or (spec.kind is _SERVED[task][0] and gpu_friendly(spec)))
+        ]
+        if not specs:
+            raise SettingsError(f"{_VARIABLES[task]}: no model is known that `*` could mean")
+        return {spec.id: spec for spec in specs}
 
     def _near(self, name: str) -> str:
         near = difflib.get_close_matches(name, self._known, n=3, cutoff=0.4)
         return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
+def _without_star(names: Names) -> Names:
+    return tuple(name for name in names if name != _EVERYTHING)
+
+
 _VARIABLES = {
     Task.EMBED: "INFERENCE_ALLOWED_EMBEDDING_MODELS",
     Task.RERANK: "INFERENCE_ALLOWED_RERANK_MODELS",
 }
+_SERVED = {Task.EMBED: (Kind.DENSE,), Task.RERANK: (Kind.CROSS, Kind.DENSE)}
+"""Kinds of models that can do a task, those made for it first."""
+
+
+def known_models(settings: Settings) -> list[ModelSpec]:
+    """Every model that could be allowed, by name; raises `StartupError`."""
+    specs: dict[str, ModelSpec] = {}
+    for spec in (*_present(settings), *published_models()):
+        specs.setdefault(spec.id, spec)
+    return [specs[name] for name in sorted(specs)]
+
+
+def _present(settings: Settings) -> list[ModelSpec]:
+    """The models of this machine."""
+    specs = [demo_model()] if settings.demo else []
+    return specs + (_own_models(settings) if settings.model_path else [])
 
 
 def open_catalog(settings: Settings) -> Catalog:
     """The catalogue that `settings` describe; raises `StartupError`."""
-    specs = [demo_model()] if settings.demo else []
-    if settings.model_path:
-        specs += _own_models(settings)
     allowed = {
         Task.EMBED: settings.allowed_embedding_models,
         Task.RERANK: settings.allowed_rerank_models,
     }
-    return Catalog(specs, allowed)
+    return Catalog(_present(settings), allowed, published_models)
+
+
+def open_hub(settings: Settings, *, progress: bool = False) -> Hub:
+    """The hub that `settings` describe."""
+    return Hub(
+        settings.hf_home.expanduser(),
+        endpoint=settings.hf_endpoint,
+        token=settings.hf_token,
+        offline=settings.hf_hub_offline,
+        progress=progress,
+    )
+
+
+def locate(hub: Hub, spec: ModelSpec) -> ModelSpec:
+    """The spec with its files on this machine, fetched where they are not; blocks.
+
+    Raises:
+        FilesError: they cannot be had.
+        ModelFilesError: they are not what they should be.
+    """
+    return complete(spec, hub.fetch(spec.origin)) if spec.origin else spec
 
 
 def _own_models(settings: Settings) -> list[ModelSpec]:

@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from embedding_server.core import ModelSpec, Pooling
+import msgspec
+
+from embedding_server.core import Kind, ModelSpec, Pooling
 from embedding_server.settings import Names
 
 _POOLING_FLAGS = {
@@ -18,6 +20,7 @@ _POOLING_FLAGS = {
     "pooling_mode_lasttoken": Pooling.LAST,
 }
 _GRAPHS, _WEIGHTS = ("model.onnx", "onnx/model.onnx"), "model.safetensors"
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_trained_positions")
 _UNLIMITED = 1_000_000
 """tokenizer_config.json writes 1e30 where it knows no limit."""
 
@@ -45,6 +48,22 @@ def read_directory(
         raise ModelFilesError(f"{directory}: its JSON files lack {exc}") from exc
 
 
+def complete(spec: ModelSpec, directory: Path) -> ModelSpec:
+    """What the catalogue knows of a model, and what the files in `directory` add to it.
+
+    Raises:
+        ModelFilesError: a file is missing or is no JSON.
+    """
+    config = _read(directory / "config.json", required=True)
+    return msgspec.structs.replace(
+        spec,
+        located=directory,
+        max_tokens=_max_tokens(directory, config, spec.max_tokens),
+        pad=config.get("pad_token_id") or 0,
+        prompts=spec.prompts or _prompts(directory),
+    )
+
+
 def _describe(
     directory: Path, name: str, aliases: Names, description: str, weights_sha256: str | None
 ) -> ModelSpec:
@@ -54,20 +73,27 @@ def _describe(
     unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
     if unknown:
         raise ModelFilesError(f"{directory}/modules.json: {', '.join(unknown)} is not supported")
-    prompts = _read(directory / "config_sentence_transformers.json").get("prompts") or {}
+    architecture = (config.get("architectures") or [""])[0]
+    scores = architecture.endswith("ForSequenceClassification")
     return ModelSpec(
         id=name,
+        kind=Kind.CROSS if scores else Kind.DENSE,
         located=directory,
-        pooling=_pooling(directory / "1_Pooling" / "config.json"),
+        pooling=Pooling.NONE if scores else _pooling(directory / "1_Pooling" / "config.json"),
         max_tokens=_max_tokens(directory, config),
-        dimensions=config["hidden_size"],
+        dimensions=0 if scores else config["hidden_size"],
         file=_graph(directory),
         pad=config.get("pad_token_id") or 0,
         description=description,
         aliases=aliases,
-        prompts={key: text for key, text in prompts.items() if text},
+        prompts=_prompts(directory),
         weights_sha256=weights_sha256,
     )
+
+
+def _prompts(directory: Path) -> dict[str, str]:
+    prompts = _read(directory / "config_sentence_transformers.json").get("prompts") or {}
+    return {key: text for key, text in prompts.items() if text}
 
 
 def _graph(directory: Path) -> str | None:
@@ -94,14 +120,19 @@ def _pooling(path: Path) -> Pooling:
     return _POOLING_FLAGS[chosen[0]]
 
 
-def _max_tokens(directory: Path, config: dict[str, Any]) -> int:
-    """`max_seq_length`, else the tokenizer's limit, else the positions; never above these."""
-    positions = int(config["max_position_embeddings"])
+def _max_tokens(directory: Path, config: dict[str, Any], known: int = 0) -> int:
+    """`max_seq_length`, else the tokenizer's limit, else the positions; never above these.
+
+    `known` is what the catalogue says of a model whose files say nothing.
+    """
+    positions = next((int(config[key]) for key in _POSITIONS if config.get(key)), known)
     listed = _read(directory / "sentence_bert_config.json").get("max_seq_length")
     tokenizer = _read(directory / "tokenizer_config.json").get("model_max_length")
     if listed is None and tokenizer is not None and tokenizer < _UNLIMITED:
         listed = tokenizer
-    return min(int(listed or positions), positions)
+    if not listed and not positions:
+        raise KeyError(_POSITIONS[0])
+    return min(int(listed or positions), positions or int(listed))
 
 
 def _read(path: Path, *, required: bool = False) -> Any:

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_server.core import Ids, Pooling, Rows
+from embedding_server.core import SEGMENT, Ids, Pooling, Rows
 
 Array = NDArray[Any]
 
@@ -81,7 +81,8 @@ class Padded:
         if unknown:
             raise LayoutError(f"the graph takes {', '.join(unknown)}, which is not known")
         by_name = {one.name: one for one in outputs}
-        best = next((by_name[name] for name in _OUTPUTS if name in by_name), outputs[0])
+        wanted = _VECTORS if pooling is Pooling.NONE else _OUTPUTS
+        best = next((by_name[name] for name in wanted if name in by_name), outputs[0])
         if pooling is Pooling.NONE and len(best.shape) == 3:
             raise LayoutError(f"output {best.name} has a state per token, and no pooling is known")
         if len(best.shape) not in (2, 3):
@@ -108,7 +109,9 @@ class Padded:
 
 
 _OUTPUTS = ("sentence_embedding", "text_embeds", "token_embeddings", "last_hidden_state")
-"""Names of outputs, the best first: vectors before token states."""
+"""Names of outputs to pool, the best first: what is pooled already before token states."""
+_VECTORS = ("sentence_embedding", "text_embeds", "pooler_output", "logits")
+"""The same for graphs that pool by themselves."""
 
 _DTYPES = {
     "tensor(int64)": np.int64,
@@ -128,9 +131,9 @@ def _past(declared: Value, ids: NDArray[np.int64], _: NDArray[np.int64]) -> Arra
 
 
 _INPUTS: Mapping[str, Input] = {
-    "input_ids": lambda one, ids, _: ids.astype(_DTYPES[one.dtype]),
+    "input_ids": lambda one, ids, _: (ids % SEGMENT).astype(_DTYPES[one.dtype]),
     "attention_mask": lambda one, _, mask: mask.astype(_DTYPES[one.dtype]),
-    "token_type_ids": lambda one, ids, _: np.zeros(ids.shape, _DTYPES[one.dtype]),
+    "token_type_ids": lambda one, ids, _: (ids // SEGMENT).astype(_DTYPES[one.dtype]),
     "position_ids": lambda one, ids, _: np.broadcast_to(
         np.arange(ids.shape[1], dtype=_DTYPES[one.dtype]), ids.shape
     ),

@@ -14,7 +14,17 @@ import msgspec
 import numpy as np
 
 from embedding_server.catalog import Catalog
-from embedding_server.core import Embeddings, ModelSpec, Ranking, Task, Usage, normalized
+from embedding_server.core import (
+    Embeddings,
+    Kind,
+    ModelSpec,
+    Ranking,
+    Rows,
+    Task,
+    Text,
+    Usage,
+    normalized,
+)
 from embedding_server.errors import BadRequest, DeadlineExceeded, EmbeddingError, RerankError
 from embedding_server.observability.metrics import OTHER_MODEL, Metrics
 from embedding_server.serving.admission import AdmissionQueue
@@ -24,6 +34,9 @@ from embedding_server.serving.registry import Registry
 from embedding_server.serving.schedule import Lane
 
 _MAX_PROMPT_CHARS = 10_000
+
+Prompted = Callable[[ModelSpec], Sequence[Text]]
+"""The texts of a request, as its model wants them; what it wants its files say."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,12 +108,17 @@ class Engine:
         """
         with self._observed(Task.EMBED, name, len(texts)) as spec:
             _check_dimensions(options.dimensions, spec)
+            _check_prompt(options.prompt)
             self._check_lengths(texts, _text_name)
-            prompt = _prompt(spec, options)
+
+            def prompted(model: ModelSpec) -> list[Text]:
+                prompt = _prompt(model, options)
+                return [prompt + text for text in texts]
+
             try:
-                raw = await self._run(spec, [prompt + text for text in texts], options)
+                raw = await self._run(spec, prompted, options)
             except TextTooLong as exc:
-                raise _too_long(_text_name(exc.index), spec) from exc
+                raise _too_long(_text_name(exc.index), exc.limit) from exc
             except RunError as exc:
                 raise EmbeddingError(str(exc)) from exc
             rows = raw.rows[:, : options.dimensions]
@@ -110,7 +128,7 @@ class Engine:
     async def rerank(
         self, name: str, query: str, documents: Sequence[str], top: int | None, options: Options
     ) -> Ranking:
-        """The `top` best documents for `query`, by cosine of the model's vectors.
+        """The `top` best documents for `query`, by a cross-encoder's score or by cosine.
 
         Raises:
             RerankError: the model failed; the others as in `embed`.
@@ -119,20 +137,28 @@ class Engine:
             if top is not None and top < 1:
                 raise BadRequest(f"top_k and top_n must be at least 1, got {top}")
             self._check_lengths([query, *documents], _rerank_name)
-            texts = [spec.prompts.get("query", "") + query]
-            texts += [spec.prompts.get("document", "") + text for text in documents]
+            pairs = spec.kind is Kind.CROSS
+
+            def prompted(model: ModelSpec) -> list[Text]:
+                prompts = model.prompts
+                asked = prompts.get("query", "") + query
+                given = [prompts.get("document", "") + text for text in documents]
+                if pairs:
+                    return [(asked, text) for text in given]
+                return [asked, *given] if given else []
+
             try:
-                raw = await self._run(spec, texts if documents else [], options)
+                raw = await self._run(spec, prompted, options)
             except TextTooLong as exc:
-                raise _too_long(_rerank_name(exc.index), spec) from exc
+                which = f"the query with document {exc.index}" if pairs else _rerank_name(exc.index)
+                raise _too_long(which, exc.limit) from exc
             except RunError as exc:
                 raise RerankError(str(exc)) from exc
-            rows = normalized(raw.rows)
-            scores = rows[1:] @ rows[0] if documents else np.empty(0, np.float32)
+            scores = raw.rows[:, 0] if pairs else _cosines(raw.rows)
             order = np.argsort(-scores, kind="stable")[:top].tolist()
             return Ranking(order, [float(scores[index]) for index in order], raw.usage)
 
-    async def _run(self, spec: ModelSpec, texts: Sequence[str], options: Options) -> Embeddings:
+    async def _run(self, spec: ModelSpec, texts: Prompted, options: Options) -> Embeddings:
         """Raw vectors within the client's deadline."""
         if self.queue.draining:
             raise self.queue.refusal("draining", "the server is shutting down")
@@ -147,11 +173,12 @@ class Engine:
             raise DeadlineExceeded(f"not done within {options.timeout:g} s: {stages}") from exc
 
     async def _embed(
-        self, spec: ModelSpec, texts: Sequence[str], options: Options, stages: Stages
+        self, spec: ModelSpec, prompted: Prompted, options: Options, stages: Stages
     ) -> Embeddings:
         with await self.registry.lease(spec) as model:
+            texts = prompted(model.spec)
             if not texts:
-                rows = np.empty((0, spec.dimensions), np.float32)
+                rows = np.empty((0, model.batcher.dimensions), np.float32)
                 return Embeddings(rows, Usage(fingerprint=model.fingerprint))
             stages.enter("waiting for admission")
             work, lane = model.estimate(texts), Lane.of(len(texts))
@@ -204,11 +231,16 @@ def _rerank_name(index: int) -> str:
     return f"document {index - 1}" if index else "the query"
 
 
-def _too_long(which: str, spec: ModelSpec) -> BadRequest:
+def _too_long(which: str, limit: int) -> BadRequest:
     return BadRequest(
-        f"{which} has more than {spec.max_tokens} tokens: shorten it, or allow truncation with"
-        " truncate: true"
+        f"{which} has more than {limit} tokens: shorten it, or allow truncation with truncate: true"
     )
+
+
+def _cosines(rows: Rows) -> Rows:
+    """Of the first row with all others."""
+    rows = normalized(rows)
+    return rows[1:] @ rows[0] if len(rows) else np.empty(0, np.float32)
 
 
 def _check_dimensions(dimensions: int | None, spec: ModelSpec) -> None:
@@ -216,9 +248,12 @@ def _check_dimensions(dimensions: int | None, spec: ModelSpec) -> None:
         raise BadRequest(f"dimensions must be from 1 to {spec.dimensions}, got {dimensions}")
 
 
+def _check_prompt(prompt: str | None) -> None:
+    if prompt is not None and len(prompt) > _MAX_PROMPT_CHARS:
+        raise BadRequest(f"prompt has more than {_MAX_PROMPT_CHARS} characters")
+
+
 def _prompt(spec: ModelSpec, options: Options) -> str:
     if options.prompt is not None:
-        if len(options.prompt) > _MAX_PROMPT_CHARS:
-            raise BadRequest(f"prompt has more than {_MAX_PROMPT_CHARS} characters")
         return options.prompt
     return spec.prompts.get(options.input_type or "", "")

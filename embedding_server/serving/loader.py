@@ -1,12 +1,14 @@
 """A `ModelSpec` -> a `Model` that has proved itself on this machine."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 import numpy as np
 
+from embedding_server.catalog import FilesError, ModelFilesError
 from embedding_server.convert import ConvertError
-from embedding_server.core import ModelSpec, Precision
+from embedding_server.core import Kind, ModelSpec, Precision
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.session import Session, SessionError
 from embedding_server.runtime.tokenizer import Tokenizer, TokenizerError
@@ -16,8 +18,12 @@ from embedding_server.serving.model import Model
 from embedding_server.serving.source import RunPlan, Source
 
 _CHECK_TEXTS = ("", "a", "The model answers before anybody asks.")
+_CHECK_PAIRS = [("What answers?", text) for text in _CHECK_TEXTS]
 _CHECK_TOLERANCE = 1e-4
 """Between a text alone and among others, for vectors of length 1; measured: under 1e-6."""
+
+
+_KNOWN = (FilesError, ModelFilesError, ConvertError, TokenizerError, SessionError)
 
 
 class LoadError(Exception):
@@ -30,25 +36,33 @@ class Loader:
     Args:
         device: whose cores the models share.
         plan: how they run.
+        locate: finds or fetches a model's files; blocks.
         tokenizing: a thread for tokenising off the event loop.
     """
 
     def __init__(
-        self, device: Device, plan: RunPlan, tokenizing: Executor, metrics: Metrics
+        self,
+        device: Device,
+        plan: RunPlan,
+        locate: Callable[[ModelSpec], ModelSpec],
+        tokenizing: Executor,
+        metrics: Metrics,
     ) -> None:
         self._device = device
         self._plan = plan
+        self._locate = locate
         self._tokenizing = tokenizing
         self._metrics = metrics
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, spec: ModelSpec) -> Model:
-        """Convert, measure, open and check a model; blocks, so call it off the event loop.
+        """Fetch, convert, measure, open and check a model; blocks, so call it off the event loop.
 
         Raises:
             LoadError: a file is missing or damaged, or the model failed its self-check.
         """
         try:
+            spec = self._locate(spec)
             with self._one_at_a_time:
                 source = Source(spec, self._plan, self._device.cores)
                 runs = self._device.runs
@@ -56,18 +70,18 @@ class Loader:
                     quiet=lambda: self._device.idle and self._device.runs == runs
                 )
                 session = source.open(profile.way.threads)
-                check(spec, source.tokenizer, session)
+                width = check(spec, source.tokenizer, session)
                 batcher = Batcher(
                     spec.id,
                     session,
                     self._device,
-                    spec.dimensions,
+                    width,
                     self._metrics,
                     profile=profile,
                     exact=None if session.precision is Precision.FP32 else source.exact,
                 )
                 batcher.ceiling.learn(session, spec.max_tokens)
-        except (ConvertError, TokenizerError, SessionError) as exc:
+        except _KNOWN as exc:
             raise LoadError(str(exc)) from exc
         return Model(
             spec,
@@ -80,20 +94,26 @@ class Loader:
         )
 
 
-def check(spec: ModelSpec, tokenizer: Tokenizer, session: Session) -> None:
-    """Run a few texts together and alone.
+def check(spec: ModelSpec, tokenizer: Tokenizer, session: Session) -> int:
+    """Run a few texts together and alone; the width of their rows.
 
     Raises:
         LoadError: rows have the wrong width, are not finite, or depend on their neighbours.
     """
-    texts = [encoding.ids for encoding in tokenizer.encode(_CHECK_TEXTS)]
+    scores = spec.kind is Kind.CROSS
+    encodings = tokenizer.encode_pairs(_CHECK_PAIRS) if scores else tokenizer.encode(_CHECK_TEXTS)
+    texts = [encoding.ids for encoding in encodings]
     together = session.run(texts)
     alone = np.concatenate([session.run([ids]) for ids in texts])
-    if together.shape != (len(texts), spec.dimensions):
+    if not scores and together.shape != (len(texts), spec.dimensions):
         raise LoadError(f"rows have shape {together.shape}, expected width {spec.dimensions}")
     lengths = np.linalg.norm(alone, axis=1, keepdims=True)
+    if scores:
+        lengths = np.maximum(lengths, 1.0)
     if not (np.isfinite(together).all() and np.isfinite(lengths).all() and lengths.all()):
         raise LoadError("the self-check gave vectors that are not finite, or zero")
     difference = float(np.max(np.abs(together - alone) / lengths))
     if difference > _CHECK_TOLERANCE:
         raise LoadError(f"a text's vector differs by {difference:.1e} with its neighbours")
+    width: int = together.shape[1]
+    return width

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
-from embedding_server.core import Encoding, ModelSpec, Precision
+from embedding_server.core import Encoding, ModelSpec, Precision, Text
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.batcher import Batcher
@@ -18,11 +18,11 @@ _SMOOTHING = 0.1
 
 
 class TextTooLong(Exception):
-    """A text has more tokens than the model takes; `index` says which one."""
+    """A text has more tokens than the model takes; `index` says which one, `limit` how many."""
 
-    def __init__(self, index: int) -> None:
-        super().__init__(index)
-        self.index = index
+    def __init__(self, index: int, limit: int) -> None:
+        super().__init__(index, limit)
+        self.index, self.limit = index, limit
 
 
 class Model:
@@ -75,33 +75,41 @@ class Model:
         """The execution provider in use."""
         return self.batcher.session.provider
 
-    def estimate(self, texts: Sequence[str]) -> Work:
+    def estimate(self, texts: Sequence[Text]) -> Work:
         """What these texts cost, guessed without tokenising them."""
         limit, ratio = self.spec.max_tokens, self._tokens_per_char
         specials = self._tokenizer.specials
-        return self.batcher.work(min(limit, specials + int(len(text) * ratio)) for text in texts)
+        return self.batcher.work(
+            min(limit, specials + int(chars * ratio)) for chars in _chars(texts)
+        )
 
-    async def tokenize(self, texts: Sequence[str], *, truncate: bool) -> list[Encoding]:
+    async def tokenize(self, texts: Sequence[Text], *, truncate: bool) -> list[Encoding]:
         """One encoding per text, in order.
 
         Raises:
             TextTooLong: a text is over the limit and `truncate` is off.
         """
         started = time.perf_counter()
-        chars = sum(map(len, texts))
+        chars = sum(_chars(texts))
         if chars <= _INLINE_CHARS:
-            encodings = self._tokenizer.encode(texts)
+            encodings = self._encode(texts)
         else:
             loop = asyncio.get_running_loop()
-            encodings = await loop.run_in_executor(self._executor, self._tokenizer.encode, texts)
+            encodings = await loop.run_in_executor(self._executor, self._encode, texts)
         seconds = time.perf_counter() - started
         self._metrics.child(self._metrics.tokenize_seconds, self.spec.id).observe(seconds)
         self._learn(chars, encodings)
         if not truncate:
             for index, encoding in enumerate(encodings):
                 if encoding.truncated:
-                    raise TextTooLong(index)
+                    raise TextTooLong(index, self.spec.max_tokens)
         return encodings
+
+    def _encode(self, texts: Sequence[Text]) -> list[Encoding]:
+        pairs = [text for text in texts if isinstance(text, tuple)]
+        if pairs:
+            return self._tokenizer.encode_pairs(pairs)
+        return self._tokenizer.encode([text for text in texts if isinstance(text, str)])
 
     def _learn(self, chars: int, encodings: Sequence[Encoding]) -> None:
         """Follow the texts' tokens per character; cut texts say nothing about it."""
@@ -110,3 +118,7 @@ class Model:
                 sum(len(encoding.ids) - self._tokenizer.specials for encoding in encodings) / chars
             )
             self._tokens_per_char += _SMOOTHING * (ratio - self._tokens_per_char)
+
+
+def _chars(texts: Sequence[Text]) -> list[int]:
+    return [len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts]

@@ -7,20 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.peers import padded_graph
 from embedding_server.catalog.local import ModelFilesError, read_directory
 from tests.conftest import Serve
-from tests.tiny import write_model
+from tests.tiny import export, write_model
 
 TEXTS = ["the of and", "a", "to in is it you that he was for on the of and a to in is", ""]
-
-
-def export(directory: Path, file: str = "onnx/model.onnx") -> Path:
-    """Replace a tiny model's weights by an exported graph of them."""
-    (directory / file).parent.mkdir(exist_ok=True)
-    padded_graph(directory, directory / file)
-    (directory / "model.safetensors").unlink()
-    return directory
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "onnx/model.onnx"])

@@ -1,16 +1,21 @@
 """Tokenising: limits, special tokens, and texts that are far too long."""
 
+import tempfile
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
 from embedding_server.catalog.demo import demo_model
+from embedding_server.core import SEGMENT
 from embedding_server.runtime.tokenizer import Tokenizer, TokenizerError
-from tests.tiny import MAX_TOKENS
+from tests.tiny import MAX_TOKENS, write_model
 
 CLS, SEP = 2, 3
+TEXT = st.text(alphabet="the of and zq!", max_size=60)
 
 
 @pytest.fixture
@@ -106,3 +111,19 @@ def test_damaged_file(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         Tokenizer(path, 8)
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5), st.integers(8, 40))
+def test_pairs_are_cut_like_the_library_does(pairs: list[tuple[str, str]], limit: int) -> None:
+    """A pair too long loses tokens of its longer text, as with the tokenizers library itself."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = write_model(Path(scratch, "m")) / "tokenizer.json"
+        ours = Tokenizer(path, limit).encode_pairs(pairs)
+        reference = Backend.from_file(str(path))
+    reference.no_padding()
+    reference.enable_truncation(limit, strategy="longest_first")
+    for one, pair in zip(ours, pairs, strict=True):
+        expected = reference.encode(*pair)
+        assert (one.ids % SEGMENT).tolist() == expected.ids
+        assert (one.ids // SEGMENT).tolist() == expected.type_ids
+        assert one.truncated == bool(expected.overflowing)

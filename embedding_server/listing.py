@@ -1,0 +1,82 @@
+"""`embedding-server models` and `fetch`: what could be served, and getting its files beforehand."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from embedding_server.catalog import Catalog, FilesError, Hub, known_models, open_catalog, open_hub
+from embedding_server.core import ModelSpec
+from embedding_server.errors import StartupError
+from embedding_server.settings import Settings
+
+_MEGABYTE = 1e6
+_COLUMNS = ("id", "kind", "dims", "tokens", "MB", "source", "cached", "allowed")
+
+
+def show_models(settings: Settings, *, as_json: bool) -> None:
+    """Print every model that is known, a line or a JSON object each.
+
+    Raises:
+        StartupError: an allow-list cannot be satisfied.
+    """
+    catalog, hub = open_catalog(settings), open_hub(settings)
+    rows = [_row(spec, catalog, hub) for spec in known_models(settings)]
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(rows)).decode())
+        return
+    lines = [_COLUMNS, *(tuple(map(_cell, row.values())) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def fetch_models(settings: Settings, names: Sequence[str], *, allowed: bool, verify: bool) -> None:
+    """Download models, with progress bars, or hash again what was downloaded.
+
+    `names` are ids or aliases; `allowed` adds all models of the allow-lists. `verify` compares
+    contents with the hashes they were published with; damaged files are fetched again.
+
+    Raises:
+        StartupError: a name is not known, or files cannot be had.
+    """
+    catalog, hub = open_catalog(settings), open_hub(settings, progress=sys.stderr.isatty())
+    specs = [catalog.known(name) for name in names]
+    specs += catalog.models.values() if allowed else []
+    if not specs:
+        raise StartupError("fetch: name models, or say --allowed")
+    for spec in {spec.id: spec for spec in specs}.values():
+        if not spec.origin:
+            print(f"{spec.id}: {spec.located}")
+            continue
+        try:
+            damaged = hub.verify(spec.origin) if verify else []
+            print(f"{spec.id}: {hub.fetch(spec.origin)}" + _mended(damaged))
+        except FilesError as exc:
+            raise StartupError(str(exc)) from exc
+
+
+def _mended(damaged: Iterable[str]) -> str:
+    return "".join(f", {name} was damaged and is fetched again" for name in damaged)
+
+
+def _row(spec: ModelSpec, catalog: Catalog, hub: Hub) -> dict[str, Any]:
+    return {
+        "id": spec.id,
+        "kind": spec.kind,
+        "dimensions": spec.dimensions,
+        "max_tokens": spec.max_tokens,
+        "megabytes": round(spec.size / _MEGABYTE),
+        "source": str(spec.located or (spec.origin and spec.origin.repo)),
+        "cached": bool(spec.located) or (spec.origin is not None and hub.cached(spec.origin)),
+        "allowed": spec.id in catalog.models,
+    }
+
+
+def _cell(value: Any) -> str:
+    """Nothing known is a dash."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value or "-")
