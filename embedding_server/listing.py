@@ -1,7 +1,7 @@
 """`embedding-server models` and `fetch`: what could be served, and getting its files beforehand."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -52,14 +52,9 @@ def fetch_models(settings: Settings, names: Sequence[str], *, allowed: bool, ver
             print(f"{spec.id}: {spec.located}")
             continue
         try:
-            damaged = hub.verify(spec.origin) if verify else []
-            print(f"{spec.id}: {hub.fetch(spec.origin)}" + _mended(damaged))
+            print(f"{spec.id}: {hub.fetch(spec.origin, check=verify)}")
         except FilesError as exc:
             raise StartupError(str(exc)) from exc
-
-
-def _mended(damaged: Iterable[str]) -> str:
-    return "".join(f", {name} was damaged and is fetched again" for name in damaged)
 
 
 def _row(spec: ModelSpec, catalog: Catalog, hub: Hub) -> dict[str, Any]:

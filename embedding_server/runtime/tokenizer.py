@@ -56,10 +56,7 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """One encoding per text, in order; the GIL is free meanwhile."""
-        return [
-            Encoding(ids=np.array([*self._prefix, *ids, *self._suffix], np.int64), truncated=cut)
-            for ids, cut in self._bare(texts)
-        ]
+        return [self._finish(ids, cut=cut) for ids, cut in self._bare(texts)]
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Encoding]:
         """One encoding per pair, in order; of a pair too long, the longer text is cut first."""
@@ -72,6 +69,10 @@ class Tokenizer:
             for (first, _), second in zip(pairs, seconds, strict=True)
         ]
 
+    def _finish(self, ids: list[int], *, cut: bool) -> Encoding:
+        kept = [*self._prefix, *ids[: self._room], *self._suffix]
+        return Encoding(ids=np.array(kept, np.int64), truncated=cut or len(ids) > self._room)
+
     def _join(self, first: tuple[list[int], bool], second: tuple[list[int], bool]) -> Encoding:
         (one, one_cut), (two, two_cut) = first, second
         kept = longest_first(len(one), len(two), self._pair_room)
@@ -82,12 +83,12 @@ class Tokenizer:
         return Encoding(ids=np.array([*ids, *suffix], np.int64), truncated=cut)
 
     def _bare(self, texts: Sequence[str]) -> list[tuple[list[int], bool]]:
-        """Ids without special tokens, as many as there is room for, and whether that cut any."""
+        """Ids without special tokens, at least as many as there is room for, and whether more."""
         most = self._room * _CHARS_PER_TOKEN
         short = [text for text in texts if len(text) <= most]
         encoded = iter(self._backend.encode_batch_fast(short, add_special_tokens=False))
         return [
-            self._cut(next(encoded).ids) if len(text) <= most else self._bare_long(text)
+            (next(encoded).ids, False) if len(text) <= most else self._bare_long(text)
             for text in texts
         ]
 
@@ -105,13 +106,9 @@ class Tokenizer:
             if ends and ends[-1][1] == chars:
                 whole = words.index(words[-1])
             if whole >= self._room or chars >= most:
-                ids, cut = self._cut(encoding.ids[: whole or None])
-                return ids, cut or not text[chars:].isspace()
+                return encoding.ids[: whole or None], not text[chars:].isspace()
             chars = min(4 * chars, most)
-        return self._cut(self._backend.encode(text, add_special_tokens=False).ids)
-
-    def _cut(self, ids: list[int]) -> tuple[list[int], bool]:
-        return ids[: self._room], len(ids) > self._room
+        return self._backend.encode(text, add_special_tokens=False).ids, False
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
         """What the post-processor puts before and after a text."""

@@ -140,12 +140,11 @@ class Engine:
             pairs = spec.kind is Kind.CROSS
 
             def prompted(model: ModelSpec) -> list[Text]:
-                prompts = model.prompts
-                asked = prompts.get("query", "") + query
-                given = [prompts.get("document", "") + text for text in documents]
                 if pairs:
-                    return [(asked, text) for text in given]
-                return [asked, *given] if given else []
+                    return [(query, text) for text in documents]
+                prompts = model.prompts
+                given = [prompts.get("document", "") + text for text in documents]
+                return [prompts.get("query", "") + query, *given] if given else []
 
             try:
                 raw = await self._run(spec, prompted, options)
