@@ -4,7 +4,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
 
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
@@ -18,7 +17,7 @@ from embedding_server.api.errors import renderer
 from embedding_server.api.guard import Guard
 from embedding_server.api.middleware import RequestLog
 from embedding_server.api.parts import Parts
-from embedding_server.catalog import Catalog, locate, open_catalog, open_hub
+from embedding_server.catalog import Catalog, Locator, open_catalog
 from embedding_server.core import ModelSpec
 from embedding_server.errors import SettingsError
 from embedding_server.observability.metrics import Metrics
@@ -89,7 +88,7 @@ def create_app(settings: Settings) -> App:
         Loader(
             device,
             RunPlan.of(settings),
-            partial(locate, open_hub(settings)),
+            Locator(settings),
             tokenizing,
             metrics,
         ),

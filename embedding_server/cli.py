@@ -11,7 +11,6 @@ from typing import Any
 
 from embedding_server import __version__
 from embedding_server.errors import StartupError
-from embedding_server.listing import fetch_models, show_models
 from embedding_server.runtime.cores import usable_cores
 from embedding_server.server import run
 from embedding_server.settings import Settings, add_flags, load, unknown, with_dotenv
@@ -56,11 +55,15 @@ def _bench(flags: dict[str, Any]) -> int:
 
 
 def _models(flags: dict[str, Any]) -> int:
+    from embedding_server.listing import show_models  # noqa: PLC0415 - its hub takes 0.4 s
+
     show_models(_settings(flags, allowed="*"), as_json=flags["json"])
     return 0
 
 
 def _fetch(flags: dict[str, Any]) -> int:
+    from embedding_server.listing import fetch_models  # noqa: PLC0415 - its hub takes 0.4 s
+
     settings = _settings(flags, allowed="" if flags["allowed"] else "*")
     fetch_models(settings, flags["names"], allowed=flags["allowed"], verify=flags["verify"])
     return 0

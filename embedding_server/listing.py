@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from embedding_server.catalog import Catalog, FilesError, Hub, known_models, open_catalog, open_hub
+from embedding_server.catalog import Catalog, FilesError, known_models, open_catalog, open_hub
+from embedding_server.catalog.files import Hub
 from embedding_server.core import ModelSpec
 from embedding_server.errors import StartupError
 from embedding_server.settings import Settings

@@ -6,12 +6,18 @@ A request's model name passes here first: `resolve` turns it into a `ModelSpec` 
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import structlog
 
 from embedding_server.catalog.demo import demo_model
-from embedding_server.catalog.files import FilesError, Hub
-from embedding_server.catalog.local import ModelFilesError, complete, read_directory
+from embedding_server.catalog.local import (
+    FilesError,
+    ModelFilesError,
+    complete,
+    read_directory,
+)
 from embedding_server.catalog.published import gpu_friendly, published_models
 from embedding_server.core import Kind, ModelSpec, Task
 from embedding_server.errors import SettingsError, StartupError, UnsupportedModel
@@ -20,16 +26,18 @@ from embedding_server.settings import Names, Settings
 __all__ = [
     "Catalog",
     "FilesError",
-    "Hub",
+    "Locator",
     "ModelFilesError",
     "known_models",
-    "locate",
     "open_catalog",
     "open_hub",
 ]
 
 _EVERYTHING = "*"
 _SHOWN_CHARS = 200
+
+if TYPE_CHECKING:
+    from embedding_server.catalog.files import Hub
 
 log = structlog.get_logger()
 
@@ -170,10 +178,13 @@ def open_catalog(settings: Settings) -> Catalog:
     return Catalog(_present(settings), allowed, published_models)
 
 
-def open_hub(settings: Settings, *, progress: bool = False) -> Hub:
+def open_hub(settings: Settings, *, progress: bool = False) -> "Hub":
     """The hub that `settings` describe."""
+    # Here, because its library takes 0.4 s, and a server of own models needs none of it.
+    from embedding_server.catalog.files import Hub  # noqa: PLC0415
+
     return Hub(
-        settings.hf_home.expanduser(),
+        settings.hf_home,
         endpoint=settings.hf_endpoint,
         token=settings.hf_token,
         offline=settings.hf_hub_offline,
@@ -181,14 +192,25 @@ def open_hub(settings: Settings, *, progress: bool = False) -> Hub:
     )
 
 
-def locate(hub: Hub, spec: ModelSpec) -> ModelSpec:
-    """The spec with its files on this machine, fetched where they are not; blocks.
+class Locator:
+    """Finds a model's files on this machine, or fetches them."""
 
-    Raises:
-        FilesError: they cannot be had.
-        ModelFilesError: they are not what they should be.
-    """
-    return complete(spec, hub.fetch(spec.origin)) if spec.origin else spec
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __call__(self, spec: ModelSpec) -> ModelSpec:
+        """The spec with its directory; blocks.
+
+        Raises:
+            FilesError: its files cannot be had.
+            ModelFilesError: they are not what they should be.
+        """
+        return complete(spec, self.hub.fetch(spec.origin)) if spec.origin else spec
+
+    @cached_property
+    def hub(self) -> "Hub":
+        """Where published models come from."""
+        return open_hub(self._settings)
 
 
 def _own_models(settings: Settings) -> list[ModelSpec]:

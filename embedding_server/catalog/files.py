@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
+from embedding_server.catalog.local import FilesError
 from embedding_server.catalog.snapshot import CONFIGURATION, Snapshot, folder, real_files
 from embedding_server.core import Origin
 
@@ -34,17 +35,6 @@ _TRIES = 2
 _ANSWER_SECONDS = 10.0
 _PASSING = (ConnectionError, TimeoutError, FileNotFoundError)
 """Not this machine's fault, or another process cleaned up at this moment."""
-
-
-class FilesError(Exception):
-    """Files cannot be had; the message is one line that says which, why, and what to do.
-
-    `retry`: another try later may work, the hub could not be reached or the transfer broke.
-    """
-
-    def __init__(self, message: str, *, retry: bool) -> None:
-        super().__init__(message)
-        self.retry = retry
 
 
 class Hub:

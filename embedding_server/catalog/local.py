@@ -29,6 +29,17 @@ class ModelFilesError(Exception):
     """A model's files are missing or say something that cannot be served."""
 
 
+class FilesError(Exception):
+    """Files cannot be had; the message is one line that says which, why, and what to do.
+
+    `retry`: another try later may work, the hub could not be reached or the transfer broke.
+    """
+
+    def __init__(self, message: str, *, retry: bool) -> None:
+        super().__init__(message)
+        self.retry = retry
+
+
 def read_directory(
     directory: Path,
     name: str,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding_server.catalog import Hub
+from embedding_server.catalog.files import Hub
 from embedding_server.core import Origin
 from tests.conftest import Client, Serve, until_ready
 from tests.hub import LocalHub
@@ -121,7 +121,7 @@ async def test_a_hub_that_comes_back(
         refused = await client.post("/api/embed", json=BODY)
         assert refused.json()["code"] == "MODEL_LOAD_ERROR"
         loader = client.app.parts.engine.registry._load
-        loader._locate.args[0]._access["endpoint"] = hub_url  # type: ignore[attr-defined]
+        loader._locate.hub._access["endpoint"] = hub_url  # type: ignore[attr-defined]
         await asyncio.sleep(0.1)
         assert (await client.post("/api/embed", json=BODY)).status_code == 200
         await until_ready(client)
