@@ -23,12 +23,10 @@ from embedding_server.convert.linear import Linear, Watched, in_fp32, in_int8
 from embedding_server.convert.quantize import Int8, choose
 from embedding_server.core import Pooling
 
-VERSION = 2
+VERSION = 3
 """Part of the cache key: raise it whenever the same input would give another graph."""
 
 MODEL_FILE = "model.onnx"
-EXTERNAL_ABOVE_BYTES = 2_000_000_000
-"""A protobuf message holds 2 GiB; weights stored in half precision become twice as large."""
 _PROGRESS_SECONDS = 1.0
 _READABLE = 0o755
 
@@ -57,7 +55,7 @@ def convert(
         int8: compute linear layers in 8 bits.
 
     Returns:
-        Path of the ONNX file; weights that do not fit into it lie beside it.
+        Path of the ONNX file; the weights lie beside it.
 
     Raises:
         ConvertError: a file is missing, damaged or not the expected one, or its architecture is
@@ -107,8 +105,9 @@ def _build(
         raise ConvertError(
             f"architecture {architecture} in config.json is not one of {', '.join(FAMILIES)}"
         )
-    started, size = time.monotonic(), weights_file.stat().st_size
-    external = out / f"{MODEL_FILE}_data" if 2 * size > EXTERNAL_ABOVE_BYTES else None
+    started = time.monotonic()
+    # Beside the graph: a protobuf message holds 2 GiB at most, and writing one stops all threads.
+    external = out / f"{MODEL_FILE}_data"
     with Graph(architecture, external) as graph, _open_weights(weights_file) as weights:
         try:
             hidden = config["hidden_size"]

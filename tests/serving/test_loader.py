@@ -60,11 +60,12 @@ def test_self_check(spec: ModelSpec, bend: Bend, said: str) -> None:
     check(spec, tokenizer, Session(lambda rows: rows, spec.dimensions))
 
 
-async def test_damaged_cache_is_made_anew(serve: Serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["model.onnx", "model.onnx_data"])
+async def test_damaged_cache_is_made_anew(serve: Serve, tmp_path: Path, file: str) -> None:
     """A graph in the cache that cannot be opened is dropped and converted again."""
     async with serve(cache_dir=tmp_path):
         pass
-    for graph in tmp_path.glob("graphs/*/model.onnx"):
+    for graph in tmp_path.glob(f"graphs/*/{file}"):
         graph.write_bytes(graph.read_bytes()[:1000])
     async with serve(cache_dir=tmp_path, preload=()) as client:
         body = {"model": "tiny", "text": "a"}
