@@ -83,15 +83,11 @@ def create_app(settings: Settings) -> App:
         cores=device.cores,
         metrics=metrics,
     )
+    loader = Loader(device, RunPlan.of(settings), Locator(settings), tokenizing, metrics)
     registry = Registry(
         catalog.models.values(),
-        Loader(
-            device,
-            RunPlan.of(settings),
-            Locator(settings),
-            tokenizing,
-            metrics,
-        ),
+        loader,
+        locate=loader.locate,
         patience=settings.queue_timeout_ms / 1000,
         max_waiting=settings.max_queue_depth,
         max_loaded=settings.max_loaded_models,

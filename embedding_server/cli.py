@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import structlog
+
 from embedding_server import __version__
 from embedding_server.errors import StartupError
 from embedding_server.runtime.cores import usable_cores
@@ -37,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     fetch.add_argument("--verify", action="store_true", help="hash again what was downloaded")
     add_flags(fetch)
     flags = vars(parser.parse_args(argv))
+    # What a verb prints is on stdout; `serve` sets up a log of its own.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         return _VERBS[flags.pop("verb")](flags)
     except StartupError as exc:

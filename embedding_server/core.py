@@ -90,9 +90,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     that is loaded, mostly an exported ONNX graph; None: it is made from `model.safetensors`. `pad`
     is the id that an exported graph's rows are filled up with. `max_tokens` counts special tokens,
     0: as the files say. `dimensions` is 0 for rerankers and the size of the vocabulary for sparse
-    models. `normalize`: vectors are scaled to length 1, unless a client asks for raw ones.
-    `prompts` maps an input type (`query`, `document`) to the text put before it. `size` is what is
-    to be downloaded, bytes, 0: not known.
+    models. `normalize`: FastEmbed's vectors have length 1; ours always have, unless a client asks
+    for raw ones. `prompts` maps an input type (`query`, `document`) to the text put before it.
+    `size` is what is to be downloaded, bytes, 0: not known.
     """
 
     id: str

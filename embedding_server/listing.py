@@ -2,18 +2,19 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from embedding_server.catalog import Catalog, FilesError, known_models, open_catalog, open_hub
+from embedding_server.catalog import Catalog, FilesError, open_catalog, open_hub
 from embedding_server.catalog.files import Hub
 from embedding_server.core import ModelSpec
 from embedding_server.errors import StartupError
 from embedding_server.settings import Settings
 
 _MEGABYTE = 1e6
-_COLUMNS = ("id", "kind", "dims", "tokens", "MB", "source", "cached", "allowed")
+_COLUMNS = ("id", "kind", "dims", "tokens", "MB", "source", "license", "cached", "allowed")
 
 
 def show_models(settings: Settings, *, as_json: bool) -> None:
@@ -23,7 +24,8 @@ def show_models(settings: Settings, *, as_json: bool) -> None:
         StartupError: an allow-list cannot be satisfied.
     """
     catalog, hub = open_catalog(settings), open_hub(settings)
-    rows = [_row(spec, catalog, hub) for spec in known_models(settings)]
+    specs = {spec.id: spec for spec in catalog.known.values()}
+    rows = [_row(specs[name], catalog, hub) for name in sorted(specs)]
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(rows)).decode())
         return
@@ -44,7 +46,7 @@ def fetch_models(settings: Settings, names: Sequence[str], *, allowed: bool, ver
         StartupError: a name is not known, or files cannot be had.
     """
     catalog, hub = open_catalog(settings), open_hub(settings, progress=sys.stderr.isatty())
-    specs = [catalog.known(name) for name in names]
+    specs = [catalog.find(name) for name in names]
     specs += catalog.models.values() if allowed else []
     if not specs:
         raise StartupError("fetch: name models, or say --allowed")
@@ -53,7 +55,9 @@ def fetch_models(settings: Settings, names: Sequence[str], *, allowed: bool, ver
             print(f"{spec.id}: {spec.located}")
             continue
         try:
-            print(f"{spec.id}: {hub.fetch(spec.origin, check=verify)}")
+            damaged = hub.verify(spec.origin) if verify else []
+            directory = hub.fetch(spec.origin, check=bool(damaged))
+            print(f"{spec.id}: {directory}" + "".join(f", fetched {one} again" for one in damaged))
         except FilesError as exc:
             raise StartupError(str(exc)) from exc
 
@@ -66,9 +70,17 @@ def _row(spec: ModelSpec, catalog: Catalog, hub: Hub) -> dict[str, Any]:
         "max_tokens": spec.max_tokens,
         "megabytes": round(spec.size / _MEGABYTE),
         "source": str(spec.located or (spec.origin and spec.origin.repo)),
-        "cached": bool(spec.located) or (spec.origin is not None and hub.cached(spec.origin)),
+        "license": spec.license,
+        "cached": bool(spec.located) or _cached(spec, hub),
         "allowed": spec.id in catalog.models,
     }
+
+
+def _cached(spec: ModelSpec, hub: Hub) -> bool:
+    """A cache that cannot be read is none."""
+    with suppress(FilesError):
+        return spec.origin is not None and hub.cached(spec.origin)
+    return False
 
 
 def _cell(value: Any) -> str:

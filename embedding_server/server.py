@@ -25,6 +25,10 @@ SWITCH_SECONDS = 1e-4
 """How long the event loop may keep the GIL from a run slot that has its next batch. Single texts at
 32 connections: slots were busy 0.96 of the time, with Python's default of 5 ms 0.93."""
 
+KEEP_ALIVE_SECONDS = 75
+"""Longer than proxies keep idle connections (60 s in nginx): whoever closes first should be the one
+that sends, or requests are lost on their way into a closing connection."""
+
 _GC_THRESHOLD = 50_000
 """Requests leave no cycles behind: collecting after every 700 new objects, Python's default, took a
 tenth of the event loop's time, most of it in what was imported once."""
@@ -126,6 +130,7 @@ def run(settings: Settings) -> None:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         ssl_certfile=certificate,
         ssl_keyfile=key,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_ms / 1000),

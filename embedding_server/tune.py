@@ -5,7 +5,7 @@ from functools import partial
 
 from tqdm import tqdm
 
-from embedding_server.catalog import open_catalog
+from embedding_server.catalog import FilesError, Locator, ModelFilesError, open_catalog
 from embedding_server.convert import ConvertError
 from embedding_server.core import ModelSpec, Precision
 from embedding_server.errors import StartupError
@@ -20,6 +20,7 @@ from embedding_server.serving.tuning import all_ways, frontier, settle, sweep
 from embedding_server.settings import Settings
 
 _COST_SECONDS = 10.0
+_KNOWN = (FilesError, ModelFilesError, ConvertError, TokenizerError, SessionError)
 
 
 def tune(settings: Settings, seconds: float) -> None:
@@ -33,10 +34,11 @@ def tune(settings: Settings, seconds: float) -> None:
         StartupError: a model is unknown or cannot be loaded.
     """
     sys.setswitchinterval(SWITCH_SECONDS)  # as in `serve`
+    locate = Locator(settings)
     for spec in open_catalog(settings).models.values():
         try:
-            _tune(spec, settings, seconds)
-        except (ConvertError, TokenizerError, SessionError) as exc:
+            _tune(locate(spec), settings, seconds)
+        except _KNOWN as exc:
             raise StartupError(f"{spec.id}: {exc}") from exc
 
 

@@ -32,9 +32,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Serve(Protocol):
-    """Starts an application in process with changed settings."""
+    """Starts an application in process with changed settings, and waits until it is ready."""
 
-    def __call__(self, **settings: Any) -> AbstractAsyncContextManager["Client"]: ...
+    def __call__(
+        self, *, wait: bool = True, **settings: Any
+    ) -> AbstractAsyncContextManager["Client"]: ...
 
 
 class Client(httpx.AsyncClient):
@@ -81,7 +83,7 @@ def serve(models: Path, cache: Path) -> Serve:
     """An application over the tiny models, ready, with a client."""
 
     @asynccontextmanager
-    async def start(**changes: Any) -> AsyncIterator[Client]:
+    async def start(*, wait: bool = True, **changes: Any) -> AsyncIterator[Client]:
         settings: dict[str, Any] = {
             "allowed_embedding_models": ("tiny", "other"),
             "allowed_rerank_models": ("tiny",),
@@ -93,7 +95,8 @@ def serve(models: Path, cache: Path) -> Serve:
         transport = _Transport(app, raise_app_exceptions=False)  # type: ignore[arg-type]
         async with running(app), Client(transport=transport, base_url="http://test") as client:
             client.app = app
-            await until_ready(client)
+            if wait:
+                await until_ready(client)
             yield client
 
     return start

@@ -30,7 +30,7 @@ from embedding_server.serving.admission import AdmissionQueue
 
 _CHARGED_UNREAD = 1 << 20
 """Bytes of a body that are charged before any has arrived; more of them once they do."""
-_PART_SECONDS = 10.0
+PART_SECONDS = 10.0
 """Longest pause between parts of a body."""
 
 
@@ -162,7 +162,7 @@ class BodyReader:
         charge(charged)
         body, more = bytearray(), True
         while more:
-            async with asyncio.timeout(_PART_SECONDS):
+            async with asyncio.timeout(PART_SECONDS):
                 message = await receive()
             if message["type"] != "http.request":
                 return None

@@ -6,12 +6,14 @@ before its body is read. Of small bodies it is easy to see that they hold few te
 alone decides.
 """
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, ReceiveMessage, Scope, Send
 
+from embedding_server.api.body import PART_SECONDS
 from embedding_server.api.errors import Shape, note, shape_for
 from embedding_server.api.middleware import client_of, header
 from embedding_server.serving.admission import AdmissionQueue
@@ -48,9 +50,13 @@ class Guard:
         lanes: Sequence[Lane] = ()
         if self._concerned(scope):
             lanes = list(Lane)
-            if 0 < int(header(scope, b"content-length", "0")) <= _SMALL_BYTES:
-                message = await receive()
-                if message["type"] == "http.request" and message["body"].count(b'"') <= _FEW_QUOTES:
+            if self._small(scope):
+                try:
+                    async with asyncio.timeout(PART_SECONDS):
+                        message = await receive()
+                except TimeoutError:
+                    message = {"type": "http.disconnect"}
+                if _few_texts(message):
                     lanes = [Lane.INTERACTIVE]
                 receive = _after(message, receive)
         refusal = self._queue.refused(lanes, client_of(scope)) if lanes else None
@@ -76,6 +82,18 @@ class Guard:
             and scope["path"] in self._routes
             and not header(scope, b"origin")  # a browser needs the headers of CORS
         )
+
+    @staticmethod
+    def _small(scope: Scope) -> bool:
+        plain = not header(scope, b"content-encoding")
+        return plain and 0 < int(header(scope, b"content-length", "0")) <= _SMALL_BYTES
+
+
+def _few_texts(message: ReceiveMessage) -> bool:
+    """Whether this is a whole body that holds four texts at most."""
+    if message["type"] != "http.request" or message["more_body"]:
+        return False
+    return message["body"].count(b'"') <= _FEW_QUOTES
 
 
 def _after(first: ReceiveMessage, receive: Receive) -> Receive:

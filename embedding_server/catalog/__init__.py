@@ -18,7 +18,7 @@ from embedding_server.catalog.local import (
     complete,
     read_directory,
 )
-from embedding_server.catalog.published import gpu_friendly, published_models
+from embedding_server.catalog.published import gpu_friendly, published_models, servable
 from embedding_server.core import Kind, ModelSpec, Task
 from embedding_server.errors import SettingsError, StartupError, UnsupportedModel
 from embedding_server.settings import Names, Settings
@@ -28,7 +28,6 @@ __all__ = [
     "FilesError",
     "Locator",
     "ModelFilesError",
-    "known_models",
     "open_catalog",
     "open_hub",
 ]
@@ -94,11 +93,15 @@ class Catalog:
             raise UnsupportedModel(f"Model {shown} is allowed for another task, not for {task}")
         raise UnsupportedModel(f"Model {shown} is not in the allowed models list")
 
-    def known(self, name: str) -> ModelSpec:
+    @property
+    def known(self) -> dict[str, ModelSpec]:
+        """Every model there is, allowed or not, by every name it has."""
+        self._learn(self._published())
+        return self._known
+
+    def find(self, name: str) -> ModelSpec:
         """The model of that name, allowed or not; raises `SettingsError`."""
-        if name not in self._known:
-            self._learn(self._published())
-        if name not in self._known:
+        if name not in self._known and name not in self.known:
             raise SettingsError(f"{name!r} is not known{self._near(name)}")
         return self._known[name]
 
@@ -124,6 +127,10 @@ class Catalog:
                 raise SettingsError(
                     f"{_VARIABLES[task]}: {name!r} is a {kind} model, which cannot {task}"
                 )
+            if not _runs(self._known[name]):
+                raise SettingsError(
+                    f"{_VARIABLES[task]}: {name!r} is known, but its files cannot be run yet"
+                )
         return {name: self._known[name] for name in names}
 
     def _everything(self, task: Task) -> dict[str, ModelSpec]:
@@ -132,6 +139,7 @@ class Catalog:
             spec
             for spec in self._known.values()
             if spec.kind in _SERVED[task]
+            and _runs(spec)
             and (spec.located or (spec.kind is _SERVED[task][0] and gpu_friendly(spec)))
         ]
         if not specs:
@@ -141,6 +149,11 @@ class Catalog:
     def _near(self, name: str) -> str:
         near = difflib.get_close_matches(name, self._known, n=3, cutoff=0.4)
         return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _runs(spec: ModelSpec) -> bool:
+    """Whether it can be served; of a model of this machine its loading tells."""
+    return bool(spec.located) or servable(spec)
 
 
 def _without_star(names: Names) -> Names:
@@ -153,14 +166,6 @@ _VARIABLES = {
 }
 _SERVED = {Task.EMBED: (Kind.DENSE,), Task.RERANK: (Kind.CROSS, Kind.DENSE)}
 """Kinds of models that can do a task, those made for it first."""
-
-
-def known_models(settings: Settings) -> list[ModelSpec]:
-    """Every model that could be allowed, by name; raises `StartupError`."""
-    specs: dict[str, ModelSpec] = {}
-    for spec in (*_present(settings), *published_models()):
-        specs.setdefault(spec.id, spec)
-    return [specs[name] for name in sorted(specs)]
 
 
 def _present(settings: Settings) -> list[ModelSpec]:

@@ -6,6 +6,8 @@ an exported graph or `model.safetensors`.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,19 @@ _POOLING_FLAGS = {
     "pooling_mode_lasttoken": Pooling.LAST,
 }
 _GRAPHS, _WEIGHTS = ("model.onnx", "onnx/model.onnx"), "model.safetensors"
+_DATA = ("model.onnx_data", "onnx/model.onnx_data")
+_DESCRIPTIONS = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "modules.json",
+    "1_Pooling/config.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
+_WIDTHS = ("hidden_size", "dim", "n_embd", "d_model")
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
+"""Types of models whose positions begin behind the padding id."""
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_trained_positions")
 _UNLIMITED = 1_000_000
 """tokenizer_config.json writes 1e30 where it knows no limit."""
@@ -53,10 +68,9 @@ def read_directory(
     Raises:
         ModelFilesError: a file is missing, is no JSON, or asks for a pooling that is not known.
     """
-    try:
+    with _readable(directory):
+        _require_inside(directory)
         return _describe(directory, name, aliases, description, weights_sha256)
-    except (KeyError, TypeError, AttributeError) as exc:
-        raise ModelFilesError(f"{directory}: its JSON files lack {exc}") from exc
 
 
 def complete(spec: ModelSpec, directory: Path) -> ModelSpec:
@@ -65,14 +79,34 @@ def complete(spec: ModelSpec, directory: Path) -> ModelSpec:
     Raises:
         ModelFilesError: a file is missing or is no JSON.
     """
-    config = _read(directory / "config.json", required=True)
-    return msgspec.structs.replace(
-        spec,
-        located=directory,
-        max_tokens=_max_tokens(directory, config, spec.max_tokens),
-        pad=config.get("pad_token_id") or 0,
-        prompts=spec.prompts or _prompts(directory),
-    )
+    with _readable(directory):
+        config = _read(directory / "config.json", required=True)
+        return msgspec.structs.replace(
+            spec,
+            located=directory,
+            max_tokens=_max_tokens(directory, config, spec.max_tokens),
+            pad=config.get("pad_token_id") or 0,
+            prompts=spec.prompts or _prompts(directory),
+        )
+
+
+@contextmanager
+def _readable(directory: Path) -> Iterator[None]:
+    """Turn what odd JSON leads to into a `ModelFilesError`."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise ModelFilesError(f"{directory}: its JSON files lack {exc}") from exc
+    except ValueError as exc:
+        raise ModelFilesError(f"{directory}: its JSON files are odd: {exc}") from exc
+
+
+def _require_inside(directory: Path) -> None:
+    """Refuse links that leave the directory."""
+    root = directory.resolve()
+    for path in (directory / name for name in (*_GRAPHS, *_DATA, _WEIGHTS, *_DESCRIPTIONS)):
+        if not path.resolve().is_relative_to(root):
+            raise ModelFilesError(f"{path} is a link to {path.resolve()}, outside its directory")
 
 
 def _describe(
@@ -92,7 +126,7 @@ def _describe(
         located=directory,
         pooling=Pooling.NONE if scores else _pooling(directory / "1_Pooling" / "config.json"),
         max_tokens=_max_tokens(directory, config),
-        dimensions=0 if scores else config["hidden_size"],
+        dimensions=0 if scores else _width(config),
         file=_graph(directory),
         pad=config.get("pad_token_id") or 0,
         description=description,
@@ -131,12 +165,22 @@ def _pooling(path: Path) -> Pooling:
     return _POOLING_FLAGS[chosen[0]]
 
 
+def _width(config: dict[str, Any]) -> int:
+    found = [int(config[key]) for key in _WIDTHS if config.get(key)]
+    if not found:
+        raise KeyError(_WIDTHS[0])
+    return found[0]
+
+
 def _max_tokens(directory: Path, config: dict[str, Any], known: int = 0) -> int:
     """`max_seq_length`, else the tokenizer's limit, else the positions; never above these.
 
-    `known` is what the catalogue says of a model whose files say nothing.
+    `known` is what the catalogue says that the weights allow; 0 where it does not say.
     """
-    positions = next((int(config[key]) for key in _POSITIONS if config.get(key)), known)
+    positions = next((int(config[key]) for key in _POSITIONS if config.get(key)), 0)
+    if config.get("model_type") in _OFFSET_POSITIONS:
+        positions -= 1 + (config.get("pad_token_id") or 0)
+    positions = min(filter(None, (positions, known)), default=0)
     listed = _read(directory / "sentence_bert_config.json").get("max_seq_length")
     tokenizer = _read(directory / "tokenizer_config.json").get("model_max_length")
     if listed is None and tokenizer is not None and tokenizer < _UNLIMITED:
@@ -154,5 +198,7 @@ def _read(path: Path, *, required: bool = False) -> Any:
         if required:
             raise ModelFilesError(f"{path} is missing") from exc
         return {}
+    except OSError as exc:
+        raise ModelFilesError(f"{path}: {exc.strerror}") from exc
     except ValueError as exc:
         raise ModelFilesError(f"{path}: {exc}") from exc

@@ -120,6 +120,9 @@ _PROMPTS: Mapping[str, dict[str, str]] = {
 }
 """Pattern of a family's ids -> input type -> what its model card puts before such a text."""
 
+_UNSERVED = ("jinaai/jina-embeddings-v3", "google/siglip2-base-patch16-224")
+"""Graphs that want more than texts: the number of a task, rows of one length."""
+
 _UNFRIENDLY = (
     "*-Q",
     "*-zh-*",
@@ -151,6 +154,11 @@ def gpu_friendly(spec: ModelSpec) -> bool:
     """
     texts = (spec.id, spec.file or "")
     return not any(fnmatchcase(text, pattern) for text in texts for pattern in _UNFRIENDLY)
+
+
+def servable(spec: ModelSpec) -> bool:
+    """Whether a published model's files are of a form that this server can run."""
+    return bool(spec.file) and spec.id not in _UNSERVED
 
 
 def _spec(row: _Row) -> ModelSpec:

@@ -26,7 +26,7 @@ from embedding_server.core import Pooling
 VERSION = 3
 """Part of the cache key: raise it whenever the same input would give another graph."""
 
-MODEL_FILE = "model.onnx"
+MODEL_FILE, WEIGHTS = "model.onnx", "model.safetensors"
 _PROGRESS_SECONDS = 1.0
 _READABLE = 0o755
 
@@ -61,7 +61,7 @@ def convert(
         ConvertError: a file is missing, damaged or not the expected one, or its architecture is
             not known.
     """
-    weights_file = directory / "model.safetensors"
+    weights_file = directory / WEIGHTS
     digest = _sha256(weights_file)
     if expected_sha256 not in (None, digest):
         raise ConvertError(

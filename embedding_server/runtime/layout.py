@@ -80,6 +80,9 @@ class Padded:
         unknown = [one.name for one in inputs if _kind(one.name) not in _INPUTS]
         if unknown:
             raise LayoutError(f"the graph takes {', '.join(unknown)}, which is not known")
+        odd = [f"{one.name} as {one.dtype}" for one in inputs if one.dtype not in _DTYPES]
+        if odd:
+            raise LayoutError(f"the graph takes {', '.join(odd)}, which is not known")
         by_name = {one.name: one for one in outputs}
         wanted = _VECTORS if pooling is Pooling.NONE else _OUTPUTS
         best = next((by_name[name] for name in wanted if name in by_name), outputs[0])

@@ -25,6 +25,8 @@ _SMOOTHING = 0.05
 _CAUTION = 0.8
 """Part of the longest wait that a prediction may take up: what is let in is to be served in time,
 though predictions are off by a fifth."""
+_LATE = 1.1
+"""Predictions lean to the late side: a flood that begins slows the drain by a tenth and more."""
 _JITTER = 1.25
 _LEAST_WAIT = 1e-3
 """Seconds; shorter predictions are not judged by their ratio."""
@@ -257,7 +259,7 @@ class AdmissionQueue:
             ahead += gate.inside_seconds / max(1, gate.inside)
         elif gate.inside_batches > self._max_batches:
             ahead += gate.inside_seconds * (1 - self._max_batches / gate.inside_batches)
-        return ahead / gate.drain.rate
+        return _LATE * ahead / gate.drain.rate
 
     def _fits(self, gate: Gate) -> bool:
         if self._max_requests is not None:

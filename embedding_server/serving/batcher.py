@@ -8,6 +8,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
 import numpy as np
 import structlog
 
@@ -83,12 +84,12 @@ class Batcher:
         return self._device.schedule.waiting(self)
 
     def work(self, lengths: Iterable[int]) -> Work:
-        """What texts of so many tokens cost."""
+        """What texts of so many tokens cost, each among its like."""
         shape, budget = Shape.of(lengths), self._device.schedule.budget(self)
-        return Work(
-            seconds=self.cost.seconds(shape) * self.threads,
-            batches=self.cost.tokens(shape) / budget,
-        )
+        batches = shape.tokens / budget
+        cost = msgspec.structs.replace(self.cost, padded=False)
+        seconds = cost.seconds(shape) + cost.run * max(0.0, batches - 1)
+        return Work(seconds * self.threads, batches)
 
     def allowed(self, tokens: int) -> int:
         """So many tokens per batch, or as many as there is memory for."""

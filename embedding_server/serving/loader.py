@@ -23,11 +23,15 @@ _CHECK_TOLERANCE = 1e-4
 """Between a text alone and among others, for vectors of length 1; measured: under 1e-6."""
 
 
-_KNOWN = (FilesError, ModelFilesError, ConvertError, TokenizerError, SessionError)
-
-
 class LoadError(Exception):
-    """The model cannot serve; the message says which file or check is the reason."""
+    """The model cannot serve; the message says which file or check is the reason.
+
+    `retry`: another try soon may work.
+    """
+
+    def __init__(self, message: str, *, retry: bool = True) -> None:
+        super().__init__(message)
+        self.retry = retry
 
 
 class Loader:
@@ -36,7 +40,7 @@ class Loader:
     Args:
         device: whose cores the models share.
         plan: how they run.
-        locate: finds or fetches a model's files; blocks.
+        locator: finds or fetches a model's files; blocks.
         tokenizing: a thread for tokenising off the event loop.
     """
 
@@ -44,25 +48,37 @@ class Loader:
         self,
         device: Device,
         plan: RunPlan,
-        locate: Callable[[ModelSpec], ModelSpec],
+        locator: Callable[[ModelSpec], ModelSpec],
         tokenizing: Executor,
         metrics: Metrics,
     ) -> None:
         self._device = device
         self._plan = plan
-        self._locate = locate
+        self._locator = locator
         self._tokenizing = tokenizing
         self._metrics = metrics
         self._one_at_a_time = threading.Lock()
 
+    def locate(self, spec: ModelSpec) -> ModelSpec:
+        """The spec with its files on this machine; blocks.
+
+        Raises:
+            LoadError: they cannot be had, or are not what they should be.
+        """
+        try:
+            return self._locator(spec)
+        except FilesError as exc:
+            raise LoadError(str(exc), retry=exc.retry) from exc
+        except ModelFilesError as exc:
+            raise LoadError(str(exc), retry=False) from exc
+
     def __call__(self, spec: ModelSpec) -> Model:
-        """Fetch, convert, measure, open and check a model; blocks, so call it off the event loop.
+        """Convert, measure, open and check a model; blocks, so call it off the event loop.
 
         Raises:
             LoadError: a file is missing or damaged, or the model failed its self-check.
         """
         try:
-            spec = self._locate(spec)
             with self._one_at_a_time:
                 source = Source(spec, self._plan, self._device.cores)
                 runs = self._device.runs
@@ -81,7 +97,7 @@ class Loader:
                     exact=None if session.precision is Precision.FP32 else source.exact,
                 )
                 batcher.ceiling.learn(session, spec.max_tokens)
-        except _KNOWN as exc:
+        except (ConvertError, TokenizerError, SessionError) as exc:
             raise LoadError(str(exc)) from exc
         return Model(
             spec,
@@ -105,8 +121,9 @@ def check(spec: ModelSpec, tokenizer: Tokenizer, session: Session) -> int:
     texts = [encoding.ids for encoding in encodings]
     together = session.run(texts)
     alone = np.concatenate([session.run([ids]) for ids in texts])
-    if not scores and together.shape != (len(texts), spec.dimensions):
-        raise LoadError(f"rows have shape {together.shape}, expected width {spec.dimensions}")
+    width = 1 if scores else spec.dimensions
+    if together.shape != (len(texts), width):
+        raise LoadError(f"rows have shape {together.shape}, expected width {width}")
     lengths = np.linalg.norm(alone, axis=1, keepdims=True)
     if scores:
         lengths = np.maximum(lengths, 1.0)
@@ -115,5 +132,4 @@ def check(spec: ModelSpec, tokenizer: Tokenizer, session: Session) -> int:
     difference = float(np.max(np.abs(together - alone) / lengths))
     if difference > _CHECK_TOLERANCE:
         raise LoadError(f"a text's vector differs by {difference:.1e} with its neighbours")
-    width: int = together.shape[1]
     return width

@@ -40,8 +40,8 @@ class MemoryGate:
         self._usages: Sequence[Usage] = ()
         self.tight = False
         """Whether nothing may grow."""
-        self._taken = 0.0
-        """Since the last reading, bytes."""
+        self._taken = self._taken_before = 0.0
+        """Bytes, since the last reading and the one before: what was taken shows late."""
         self._complained = -_COMPLAIN_SECONDS
         self._stopped = threading.Event()
 
@@ -61,7 +61,7 @@ class MemoryGate:
         if self.tight:
             return 0.0
         free = min(usage.total * self._threshold / 100 - usage.used for usage in self._usages)
-        return max(0.0, free - self._taken)
+        return max(0.0, free - self._taken - self._taken_before)
 
     @property
     def used(self) -> int:
@@ -86,7 +86,7 @@ class MemoryGate:
         """Read once."""
         assert self._monitor
         try:
-            self._taken = 0.0
+            self._taken, self._taken_before = 0.0, self._taken
             self._usages = self._monitor.read()
         except MonitorError as exc:
             self._usages, self.tight = (), False

@@ -34,6 +34,7 @@ class State(StrEnum):
     """Where a model stands; `failed` ones are tried again."""
 
     UNLOADED = "unloaded"
+    FETCHING = "fetching"
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
@@ -102,6 +103,7 @@ class Registry:
     Args:
         specs: the models.
         load: makes one resident; blocks, raises `LoadError`.
+        locate: gets its files before that, while it has no place yet; likewise.
         patience: seconds a request waits for a cold model.
         max_waiting: requests that may wait for one cold model.
         max_loaded: models that may be resident at once; 0 = all.
@@ -113,6 +115,7 @@ class Registry:
         specs: Iterable[ModelSpec],
         load: Callable[[ModelSpec], Model],
         *,
+        locate: Callable[[ModelSpec], ModelSpec] = lambda spec: spec,
         patience: float,
         max_waiting: int,
         max_loaded: int = 0,
@@ -123,7 +126,7 @@ class Registry:
         """Set whenever a place may have become free."""
         self.residents = {spec.id: Resident(spec, self._freed) for spec in specs}
         self.max_loaded, self.ttl = max_loaded, ttl
-        self._load = load
+        self._load, self._locate = load, locate
         self._patience = patience
         self._max_waiting = max_waiting
         self._metrics = metrics
@@ -220,17 +223,20 @@ class Registry:
         resident.loading = None
 
     async def _try(self, resident: Resident) -> bool:
-        name = resident.spec.id
-        await self._make_room(resident)
-        resident.load_began = time.monotonic()
-        log.info("model.loading", model=name)
+        name, resident.state = resident.spec.id, State.FETCHING
         try:
-            resident.model = await in_daemon_thread(self._load, resident.spec)
+            located = await in_daemon_thread(self._locate, resident.spec)
+            await self._make_room(resident)
+            resident.load_began = time.monotonic()
+            log.info("model.loading", model=name)
+            resident.model = await in_daemon_thread(self._load, located)
         except Exception as exc:
             known = isinstance(exc, LoadError)
             resident.error = str(exc) if known else "unexpected error, see the log"
             resident.state = State.FAILED
             delay = min(max(_FIRST_RETRY_SECONDS, 2 * resident.retry_seconds), _LAST_RETRY_SECONDS)
+            if isinstance(exc, LoadError) and not exc.retry:
+                delay = _LAST_RETRY_SECONDS
             resident.retry_seconds, resident.retry_at = delay, time.monotonic() + delay
             self._metrics.load_failures.labels(name).inc()
             log.error(  # noqa: TRY400 - an expected reason needs no traceback
@@ -262,6 +268,7 @@ class Registry:
             present = sum(one.state in (State.LOADING, State.READY) for one in others)
             if room is None or present <= room:
                 resident.state = State.LOADING
+                self._reopen()
                 return
             busy = [one for one in others if one.state is State.READY and not one.pinned]
             if busy and not any(one.closing for one in busy):
@@ -273,6 +280,14 @@ class Registry:
     def _close(self, resident: Resident) -> None:
         resident.closing = True
         resident.settled.clear()
+
+    def _reopen(self) -> None:
+        """Room was made; those who were to make it, and others who wait for some, look again."""
+        for one in self.residents.values():
+            if one.closing:
+                one.closing = False
+                one.settled.set()
+        self._freed.set()
 
     async def _sweep(self) -> None:
         """Unload what nobody has used for `ttl` seconds."""

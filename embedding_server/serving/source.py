@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from embedding_server.convert import Int8, convert
+from embedding_server.convert import WEIGHTS, Int8, convert
 from embedding_server.core import Ids, ModelSpec, Precision, normalized
 from embedding_server.runtime.cores import sums_bytes_exactly
 from embedding_server.runtime.layout import Padded
@@ -76,10 +76,12 @@ class Source:
         self._tokenizer_file = spec.directory / "tokenizer.json"
         self.tokenizer = Tokenizer(self._tokenizer_file, spec.max_tokens)
         self._layout: LayoutOf = packed
-        if spec.file:
-            if plan.precision is not Precision.FP32:
+        exact = plan.precision is Precision.FP32
+        self._exported = bool(spec.file) and (exact or not (spec.directory / WEIGHTS).exists())
+        if spec.file and self._exported:
+            if not exact:
                 raise SessionError(
-                    f"INFERENCE_PRECISION={plan.precision} needs model.safetensors, {spec.id} is an"
+                    f"INFERENCE_PRECISION={plan.precision} needs {WEIGHTS}, {spec.id} is an"
                     " exported graph"
                 )
             self._graph = spec.directory / spec.file
@@ -118,7 +120,7 @@ class Source:
                 reproducible=self._plan.reproducible,
             )
         except SessionError:
-            if not self._spec.file:
+            if not self._exported:
                 shutil.rmtree(self._graph.parent, ignore_errors=True)
             raise
 

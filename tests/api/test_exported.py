@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,10 @@ async def test_same_vectors_as_converted(
 async def test_measured_and_padded(serve: Serve, tmp_path: Path) -> None:
     """The schedule knows that such graphs pad; what it measured is found at the next start."""
     export(write_model(tmp_path / "models" / "m"))
-    settings = {"model_path": tmp_path / "models", "allowed_embedding_models": ("m",)}
+    settings: dict[str, Any] = {
+        "model_path": tmp_path / "models",
+        "allowed_embedding_models": ("m",),
+    }
     settings |= {"allowed_rerank_models": (), "cache_dir": tmp_path, "warmup_ms": 100}
     async with serve(**settings) as client:
         assert (await client.post("/api/embed", json={"model": "m", "input": TEXTS})).is_success
@@ -54,7 +58,11 @@ async def test_measured_and_padded(serve: Serve, tmp_path: Path) -> None:
 async def test_int8_needs_weights(serve: Serve, tmp_path: Path) -> None:
     """Eight bits are asked of an exported graph in vain, which the health page says."""
     export(write_model(tmp_path / "m"))
-    settings = {"model_path": tmp_path, "allowed_embedding_models": ("m",), "precision": "int8"}
+    settings: dict[str, Any] = {
+        "model_path": tmp_path,
+        "allowed_embedding_models": ("m",),
+        "precision": "int8",
+    }
     async with serve(**settings, allowed_rerank_models=(), preload=()) as client:
         answer = await client.post("/api/embed", json={"model": "m", "text": "a"})
         assert answer.json()["code"] == "MODEL_LOAD_ERROR"

@@ -115,16 +115,16 @@ async def test_a_hub_that_comes_back(
 ) -> None:
     """A hub that cannot be reached at start is tried again until it answers."""
     monkeypatch.setattr("embedding_server.serving.registry._FIRST_RETRY_SECONDS", 0.05)
-    port, hub_url = "http://127.0.0.1:9", hub.url
-    wanted = settings(hub, tmp_path / "hf", MODEL, hf_endpoint=port, ready_policy="any", preload=())
-    async with serve(**wanted) as client:
+    wanted = settings(hub, tmp_path / "hf", MODEL, hf_endpoint="http://127.0.0.1:9")
+    async with serve(**wanted, wait=False) as client:
+        await _until_tried(client, MODEL)
+        assert (await client.get("/health/ready")).status_code == 503
         refused = await client.post("/api/embed", json=BODY)
         assert refused.json()["code"] == "MODEL_LOAD_ERROR"
         loader = client.app.parts.engine.registry._load
-        loader._locate.hub._access["endpoint"] = hub_url  # type: ignore[attr-defined]
-        await asyncio.sleep(0.1)
-        assert (await client.post("/api/embed", json=BODY)).status_code == 200
+        loader._locator.hub._access["endpoint"] = hub.url  # type: ignore[attr-defined]
         await until_ready(client)
+        assert (await client.post("/api/embed", json=BODY)).status_code == 200
 
 
 async def _until_tried(client: Client, *names: str) -> None:

@@ -266,8 +266,8 @@ async def test_wait_is_predicted_by_client() -> None:
     holders = [Holder(queue, 10.0) for _ in range(4)]
     await settle()
     gate_ = queue._gate(Lane.BULK)
-    assert queue._wait_of(gate_, "one", work(5)) == pytest.approx(10 + 30)
-    assert queue._wait_of(gate_, "two", work(5)) == pytest.approx(10 + 5)
+    assert queue._wait_of(gate_, "one", work(5)) == pytest.approx(1.1 * (10 + 30))
+    assert queue._wait_of(gate_, "two", work(5)) == pytest.approx(1.1 * (10 + 5))
     for holder in holders:
         await holder.finish()
     assert queue.estimated_wait("two") == 0

@@ -197,7 +197,7 @@ async def test_models_in_use_stay() -> None:
     loader.gate.set()
     registry = open_registry(loader, "a", "b", max_loaded=1, patience=0.05)
     with await registry.lease(spec("a")):
-        with pytest.raises(ModelLoadError, match="b is still unloaded"):
+        with pytest.raises(ModelLoadError, match="b is still fetching"):
             await hold(registry, "b")
         assert registry.loaded == ["a"]
     await asyncio.sleep(0.02)
@@ -227,6 +227,40 @@ async def test_overlapping_requests_do_not_keep_a_model_for_ever() -> None:
     assert order[0] == "a"
     assert order.index("b") <= 2
     assert order.count("a") == 11
+
+
+async def test_a_model_that_need_not_go_is_opened_again() -> None:
+    """Where another one makes the room, the busy model that was to go serves on."""
+    loader = FakeLoader()
+    loader.gate.set()
+    registry = open_registry(loader, "a", "b", "c", max_loaded=2)
+    with await registry.lease(spec("a")):
+        second = await registry.lease(spec("b"))
+        with second:
+            waiting = asyncio.create_task(hold(registry, "c"))
+            while not registry.residents["a"].closing:
+                await asyncio.sleep(0.001)
+        await waiting
+        assert registry.loaded == ["a", "c"]
+        await asyncio.wait_for(hold(registry, "a"), 1.0)
+
+
+async def test_a_model_goes_only_for_one_that_can_be_had() -> None:
+    """Files are fetched before room is made: what cannot be had unloads nothing."""
+    loader = FakeLoader()
+    loader.gate.set()
+
+    def locate(wanted: ModelSpec) -> ModelSpec:
+        if wanted.id == "b":
+            raise LoadError("the hub does not answer")
+        return wanted
+
+    registry = open_registry(loader, "a", "b", max_loaded=1, locate=locate)
+    await hold(registry, "a")
+    with pytest.raises(ModelLoadError, match="could not be loaded"):
+        await hold(registry, "b")
+    assert registry.loaded == ["a"]
+    assert registry.residents["b"].error == "the hub does not answer"
 
 
 async def test_pinned_models_leave_no_room() -> None:
