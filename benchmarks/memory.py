@@ -8,9 +8,9 @@ from benchmarks.load import drive
 from benchmarks.server import Server, demo_server
 from embedding_server.catalog.demo import demo_model
 
-_TEXTS, _PER_REQUEST, _CONNECTIONS = 100_000, 16, 8
-_MOST_WORDS = 200
-"""About as many tokens as the model takes."""
+_TEXTS, _PER_REQUEST, _CONNECTIONS = 100_000, 16, 4
+_MOST_WORDS, _LONG_WORDS, _LONG_EVERY = 60, 200, 20
+"""One text in so many may be as long as the model takes."""
 _WARM_UP_SECONDS, _STEP_SECONDS = 10.0, 20.0
 
 
@@ -20,7 +20,8 @@ def main() -> None:
     generator = random.Random(0)
 
     def text() -> str:
-        return " ".join(generator.choices(words, k=generator.randint(1, _MOST_WORDS)))
+        most = _MOST_WORDS if generator.randrange(_LONG_EVERY) else _LONG_WORDS
+        return " ".join(generator.choices(words, k=generator.randint(1, most)))
 
     requests = [
         json.dumps({"model": demo_model().id, "input": [text() for _ in range(_PER_REQUEST)]})
