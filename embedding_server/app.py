@@ -15,6 +15,7 @@ from embedding_server.api.body import ApiRequest, BodyReader, ByteBudget
 from embedding_server.api.docs import openapi_config
 from embedding_server.api.errors import renderer
 from embedding_server.api.guard import Guard
+from embedding_server.api.keys import Keys
 from embedding_server.api.middleware import RequestLog
 from embedding_server.api.parts import Parts
 from embedding_server.catalog import Catalog, Locator, open_catalog
@@ -128,7 +129,8 @@ def create_app(settings: Settings) -> App:
         tokenizing.shutdown(wait=False, cancel_futures=True)
         device.stop()
 
-    guarded = Guard(_litestar(parts, lifespan), queue, INFERENCE_ROUTES, ERROR_SHAPES)
+    keys = Keys(settings.api_keys)
+    guarded = Guard(_litestar(parts, lifespan), queue, INFERENCE_ROUTES, ERROR_SHAPES, keys)
     return App(RequestLog(guarded, queue, INFERENCE_ROUTES, metrics), parts)
 
 

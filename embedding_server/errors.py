@@ -5,6 +5,7 @@ StartupError                  the process cannot start: one line on stderr, then
 ServiceError                  answered to a client as {"error", "code", "request_id"}
 ├── BadRequest                400  wrong shape, or a limit exceeded
 ├── UnsupportedModel          400  model not allowed, or of another task
+├── Unauthorized              401  no key, or a wrong one
 ├── NotFound                  404  no such route
 ├── MethodNotAllowed          405
 ├── PayloadTooLarge           413  body over the limit, decompressed size counted
@@ -60,6 +61,12 @@ class UnsupportedModel(ServiceError):
     """The model is not allowed here, or cannot do what is asked of it."""
 
     code, status, prefix = "UNSUPPORTED_MODEL", 400, "Unsupported model"
+
+
+class Unauthorized(ServiceError):
+    """The server wants a key, and the request has none that it accepts."""
+
+    code, status, prefix = "UNAUTHORIZED", 401, "Unauthorized"
 
 
 class NotFound(ServiceError):

@@ -104,6 +104,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tls_key_path: Annotated[Path | None, _field("its private key, PEM", "TLS_SERVER_KEY_PATH")] = (
         None
     )
+    api_keys: Annotated[
+        Names,
+        _field("bearer keys, or `@file` with one per line; health and metrics stay open"),
+    ] = ()
     compress: Annotated[bool, _field("gzip the answers for clients that accept it")] = False
 
     max_batch_size: Annotated[int, _field("texts per native embed request", ge=1, le=100_000)] = 128

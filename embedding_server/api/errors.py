@@ -24,6 +24,7 @@ from embedding_server.errors import (
     PayloadTooLarge,
     ServiceError,
     ServiceUnavailable,
+    Unauthorized,
     Unavailable,
     UnsupportedMediaType,
 )
@@ -50,6 +51,7 @@ def native_error(error: ServiceError, request_id: str) -> tuple[int, ErrorBody]:
 
 _DECLARED = (
     BadRequest,
+    Unauthorized,
     MethodNotAllowed,
     PayloadTooLarge,
     UnsupportedMediaType,
@@ -105,7 +107,7 @@ def note(scope: Scope, error: ServiceError) -> tuple[str, dict[str, str]]:
     fields["code"] = error.code
     if isinstance(error, Unavailable):
         fields["reason"] = error.reason
-    headers = {}
+    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
         headers["retry-after-ms"] = str(round(error.retry_after * 1000))

@@ -1,4 +1,4 @@
-"""The first layer behind the log: refuses at once what would be refused after all the work.
+"""The first layer behind the log: lets in who may, and refuses at once what would be refused later.
 
 At ten times the load that a server can carry, nine requests of ten are refused: they must cost next
 to nothing. So what admission would not take in, whichever lane it belongs to, is answered here,
@@ -15,7 +15,9 @@ from litestar.types import ASGIApp, Receive, ReceiveMessage, Scope, Send
 
 from embedding_server.api.body import PART_SECONDS
 from embedding_server.api.errors import Shape, note, shape_for
-from embedding_server.api.middleware import client_of, header
+from embedding_server.api.keys import Keys
+from embedding_server.api.middleware import CALLER, client_of, header
+from embedding_server.errors import ServiceError, Unauthorized
 from embedding_server.serving.admission import AdmissionQueue
 from embedding_server.serving.schedule import Lane
 
@@ -31,6 +33,7 @@ class Guard:
         queue: decides.
         routes: paths of inference routes.
         shapes: how failures are written, by path prefix.
+        keys: who may come in.
     """
 
     def __init__(
@@ -39,14 +42,24 @@ class Guard:
         queue: AdmissionQueue,
         routes: Collection[str],
         shapes: Mapping[str, Shape],
+        keys: Keys,
     ) -> None:
         self._app = app
         self._queue = queue
         self._routes = routes
         self._shapes = shapes
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        try:
+            scope["state"][CALLER] = self._keys.caller(scope)
+        except Unauthorized as refusal:
+            await self._refuse(scope, send, refusal)
+            return
         lanes: Sequence[Lane] = ()
         if self._concerned(scope):
             lanes = list(Lane)
@@ -59,11 +72,15 @@ class Guard:
                 if _few_texts(message):
                     lanes = [Lane.INTERACTIVE]
                 receive = _after(message, receive)
-        refusal = self._queue.refused(lanes, client_of(scope)) if lanes else None
-        if refusal is None:
+        overload = self._queue.refused(lanes, client_of(scope)) if lanes else None
+        if overload:
+            await self._refuse(scope, send, overload)
+        else:
             await self._app(scope, receive, send)
-            return
-        scope["path_template"] = scope["path"]
+
+    async def _refuse(self, scope: Scope, send: Send, refusal: ServiceError) -> None:
+        if scope["path"] in self._routes:
+            scope["path_template"] = scope["path"]
         name, headers = note(scope, refusal)
         status, body = shape_for(self._shapes, scope["path"])(refusal, name)
         raw = [(key.lower().encode(), text.encode()) for key, text in headers.items()]
@@ -77,8 +94,7 @@ class Guard:
         """Whether this asks for a model while others wait, or while the server drains."""
         return (
             (self._queue.depth > 0 or self._queue.draining)
-            and scope["type"] == ScopeType.HTTP
-            and scope["method"] == "POST"
+            and scope.get("method") == "POST"
             and scope["path"] in self._routes
             and not header(scope, b"origin")  # a browser needs the headers of CORS
         )

@@ -21,6 +21,9 @@ from embedding_server.serving.admission import AdmissionQueue
 INFERENCE = "inference"
 """Handler option: the route runs a model, so admission concerns it."""
 
+CALLER = "caller"
+"""Key of a connection's state: the name of its API key."""
+
 _QUIET = ("/health", "/metrics", "/swagger-ui", "/api/openapi.json")
 """Paths that begin so have no log event and no HTTP metrics."""
 
@@ -44,7 +47,9 @@ def header(scope: Scope, name: bytes, default: str = "") -> str:
 
 
 def client_of(scope: Scope) -> str:
-    """Who sends a request: the address; clients take turns by it."""
+    """Who sends a request, by key or else by address: clients take turns by it."""
+    if caller := scope["state"].get(CALLER):
+        return str(caller)
     client = scope.get("client")
     return client[0] if client else ""
 

@@ -20,6 +20,7 @@ from embedding_server.errors import (
     MethodNotAllowed,
     NotFound,
     ServiceError,
+    Unauthorized,
     UnsupportedModel,
 )
 from embedding_server.serving.engine import Options
@@ -108,6 +109,7 @@ class FailureBody(msgspec.Struct):
 _UNKNOWN_MODEL = 404
 _CODES: dict[type[ServiceError], str] = {
     UnsupportedModel: "model_not_found",
+    Unauthorized: "invalid_api_key",
     NotFound: "unknown_url",
     MethodNotAllowed: "method_not_supported",
 }

@@ -132,7 +132,7 @@ async def test_openapi(client: Client) -> None:
     assert document["openapi"].startswith("3.1")
     for path in ("/api/embed", "/api/embed/batch", "/api/rerank"):
         responses = document["paths"][path]["post"]["responses"]
-        assert set(responses) == {"200", "400", "405", "413", "415", "500", "503", "504"}
+        assert set(responses) == {"200", "400", "401", "405", "413", "415", "500", "503", "504"}
         for status, response in responses.items():
             schema = response["content"]["application/json"]["schema"]["$ref"]
             assert schema.endswith("Answer" if status == "200" else "ErrorBody")

@@ -1,0 +1,64 @@
+"""API keys: who may ask for what is not open to everybody, and whose turn it then is.
+
+Keys are compared by their hashes, which takes the same time however much of a wrong one is right,
+and named by a few digits of these, so that no log or metric holds a key.
+"""
+
+import hashlib
+from pathlib import Path
+
+from litestar.types import Scope
+
+from embedding_server.api.middleware import header
+from embedding_server.errors import SettingsError, Unauthorized
+from embedding_server.settings import Names
+
+_OPEN = ("/health", "/metrics", "/swagger-ui", "/api/openapi.json")
+"""Paths that begin so need no key."""
+_NAME_DIGITS = 8
+
+
+class Keys:
+    """The keys that are accepted; none are asked for where there are none.
+
+    Args:
+        given: keys, or `@` and the path of a file with a key per line.
+
+    Raises:
+        SettingsError: a file cannot be read, or holds no key.
+    """
+
+    def __init__(self, given: Names) -> None:
+        keys = [key for one in given for key in (_lines(one[1:]) if one.startswith("@") else [one])]
+        self._names = {_digest(key): f"key-{_digest(key)[:_NAME_DIGITS]}" for key in keys}
+
+    def __repr__(self) -> str:
+        return f"Keys({sorted(self._names.values())})"
+
+    def caller(self, scope: Scope) -> str | None:
+        """The name of the key that a request has; None where no key is needed.
+
+        Raises:
+            Unauthorized: it needs one and has none that is accepted.
+        """
+        if not self._names or scope["path"].startswith(_OPEN) or scope.get("method") == "OPTIONS":
+            return None
+        kind, _, key = header(scope, b"authorization").partition(" ")
+        name = self._names.get(_digest(key.strip())) if kind.lower() == "bearer" else None
+        if name is None:
+            raise Unauthorized("send `Authorization: Bearer <key>` with a key of this server")
+        return name
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        keys = Path(path).expanduser().read_text().split()
+    except (OSError, UnicodeError) as exc:
+        raise SettingsError(f"INFERENCE_API_KEYS: {path}: {exc}") from exc
+    if not keys:
+        raise SettingsError(f"INFERENCE_API_KEYS: {path} holds no key")
+    return keys
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
