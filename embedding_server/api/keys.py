@@ -9,12 +9,10 @@ from pathlib import Path
 
 from litestar.types import Scope
 
-from embedding_server.api.middleware import header
+from embedding_server.api.middleware import OPERATIONS, header
 from embedding_server.errors import SettingsError, Unauthorized
 from embedding_server.settings import Names
 
-_OPEN = ("/health", "/metrics", "/swagger-ui", "/api/openapi.json")
-"""Paths that begin so need no key."""
 _NAME_DIGITS = 8
 
 
@@ -41,7 +39,11 @@ class Keys:
         Raises:
             Unauthorized: it needs one and has none that is accepted.
         """
-        if not self._names or scope["path"].startswith(_OPEN) or scope.get("method") == "OPTIONS":
+        if (
+            not self._names
+            or scope["path"].startswith(OPERATIONS)
+            or scope.get("method") == "OPTIONS"
+        ):
             return None
         kind, _, key = header(scope, b"authorization").partition(" ")
         name = self._names.get(_digest(key.strip())) if kind.lower() == "bearer" else None

@@ -24,8 +24,8 @@ INFERENCE = "inference"
 CALLER = "caller"
 """Key of a connection's state: the name of its API key."""
 
-_QUIET = ("/health", "/metrics", "/swagger-ui", "/api/openapi.json")
-"""Paths that begin so have no log event and no HTTP metrics."""
+OPERATIONS = ("/health", "/metrics", "/swagger-ui", "/api/openapi.json")
+"""Paths that begin so are an operator's: no log event, no HTTP metrics, no key."""
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
@@ -94,7 +94,7 @@ class RequestLog:
         try:
             await self._app(scope, receive, observe)
         finally:
-            if not path.startswith(_QUIET):
+            if not path.startswith(OPERATIONS):
                 seconds = time.perf_counter() - started
                 # After the answer has left: the server sends it at the end of this turn.
                 loop = asyncio.get_running_loop()

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 
 _MEMORY_SECONDS = 5.0
 _PRIOR_SECONDS = 1.0
@@ -46,7 +46,7 @@ class Promises:
     """Work that was refused and told when to come back, by the second it is due in."""
 
     def __init__(self) -> None:
-        self._due: Counter[int] = Counter()
+        self._due: defaultdict[int, float] = defaultdict(float)
 
     @property
     def work(self) -> float:
@@ -54,8 +54,8 @@ class Promises:
         now = int(time.monotonic())
         for second in [second for second in self._due if second < now]:
             del self._due[second]
-        return self._due.total()
+        return sum(self._due.values())
 
     def add(self, work: float, seconds: float) -> None:
         """So much work was told to come back in so many seconds."""
-        self._due[int(time.monotonic() + seconds)] += work  # type: ignore[assignment]
+        self._due[int(time.monotonic() + seconds)] += work
