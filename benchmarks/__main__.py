@@ -47,7 +47,7 @@ def main() -> None:
 def _measure(spec: ModelSpec, cores: int, texts: list[str], cache: Path) -> Report:
     tokenizer = Tokenizer(spec.directory / "tokenizer.json", spec.max_tokens)
     ids, judged, (short,) = (
-        [encoding.ids for encoding in tokenizer.encode(group)]
+        [encoding.item for encoding in tokenizer.encode(group)]
         for group in (texts, JUDGEMENT, [latency.SHORT])
     )
     lengths = list(map(len, ids))

@@ -111,7 +111,7 @@ def main() -> None:
 def _measure(server: Server, log: Path) -> Result:
     spec, texts = demo_model(), corpus()
     tokenizer = Tokenizer(spec.directory / "tokenizer.json", spec.max_tokens)
-    lengths = [len(encoding.ids) for encoding in tokenizer.encode(texts)]
+    lengths = [len(encoding.item) for encoding in tokenizer.encode(texts)]
     requests = {size: bodies(spec.id, texts, size) for size in _CONNECTIONS}
     tokens = {size: [sum(group) for group in _groups(lengths, size)] for size in _CONNECTIONS}
 

@@ -69,7 +69,7 @@ def planning_seconds(pending: int, *, padded: bool) -> float:
     for _ in range(rounds):
         taken = schedule.take(1)
         assert taken
-        schedule.add(model, Lane.BULK, "", None, [entry.ids for entry in taken[1]])
+        schedule.add(model, Lane.BULK, "", None, [entry.item for entry in taken[1]])
     return (time.perf_counter() - started) / rounds
 
 

@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -10,23 +11,65 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int64]
 """Token ids of one text, shape (tokens,), special tokens included, no padding.
 
-Of a pair of texts, ids of the second one have `SEGMENT` added.
+Added to an id may be `SEGMENT`: it is of the second text of a pair; `UNSEEN`: no other token
+attends to it; `SILENT`: its own state is not wanted.
 """
 
-SEGMENT = 1 << 32
+SEGMENT, UNSEEN, SILENT = 1 << 32, 1 << 33, 1 << 34
 
-Text = str | tuple[str, str]
-"""What a model is run on: a text, or for cross-encoders a query and a document."""
+Item = Any
+"""One input as its model's session takes it: `Ids`, a `Picture`, or what only that session knows.
+
+Its `len` is what it counts for in batches and costs: its tokens.
+"""
+
+Text = str | tuple[str, str] | bytes
+"""What a model is run on: a text, for cross-encoders a query and a document, or an image file."""
+
+
+class Query(str):
+    """A text to search with, for models that treat it differently from what is searched."""
+
+    __slots__ = ()
+
+
+class Picture(msgspec.Struct, frozen=True):
+    """An image as a vision graph takes it, shape (channels, height, width).
+
+    It counts as a token per 32 x 32 pixels: as many as ViT-B/32 has patches.
+    """
+
+    pixels: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        height, width = self.pixels.shape[1:]
+        return max(1, int(height * width) // 1024)
+
 
 Rows = NDArray[np.float32]
 """One vector per text, shape (texts, dimensions)."""
+
+SPARSE = np.dtype([("index", np.int64), ("value", np.float32)])
+
+Vector = NDArray[Any]
+"""What a model makes of one input: float32 of shape (dimensions,), of late interaction
+(tokens, dimensions), of sparse models (entries,) of dtype `SPARSE`, by index."""
+
+Vectors = Rows | list[Vector]
+"""One `Vector` per input, in order."""
+
+
+def values(vector: Vector) -> NDArray[np.float32]:
+    """The numbers of a vector of any kind."""
+    return vector["value"] if vector.dtype == SPARSE else vector
 
 
 _TINY = np.finfo(np.float32).tiny
 
 
-def normalized(rows: Rows) -> Rows:
-    """Rows of length 1; a row of zeros stays as it is."""
+def normalized(vectors: Vectors) -> Rows:
+    """Dense vectors as rows of length 1; one of zeros stays as it is."""
+    rows = np.asarray(vectors)
     squares = np.vecdot(rows, rows)[:, None]
     scaled: Rows = rows / np.sqrt(np.maximum(squares, _TINY))
     return scaled
@@ -47,15 +90,19 @@ class Precision(StrEnum):
 
 
 class Pooling(StrEnum):
-    """How token states become one vector; the names sentence-transformers uses.
+    """How token states become a text's vector; the names sentence-transformers uses.
 
-    `NONE`: nothing is left to pool, the graph gives what is wanted. It is a member, so that a
-    table of poolings has a row for it and a spec always says one.
+    `TOKENS`: one vector per token stays. `SPLADE`: log(1 + relu(x)) of the largest logit of any
+    token, for every word of the vocabulary (Formal et al. 2021, SPLADE v2). `NONE`: nothing is left
+    to pool, the graph gives what is wanted. It is a member, so that a table of poolings has a row
+    for it and a spec always says one.
     """
 
     MEAN = "mean"
     CLS = "cls"
     LAST = "lasttoken"
+    TOKENS = "tokens"
+    SPLADE = "splade"
     NONE = "none"
 
 
@@ -82,6 +129,31 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     revision: str | None = None
 
 
+class Markers(msgspec.Struct, frozen=True, kw_only=True):
+    """How a late-interaction model marks its texts (Khattab and Zaharia 2020, ColBERT).
+
+    Behind the first token of a text goes `query` or `document`, a token or its id. Queries are
+    filled up to `expand` tokens with `mask`, which the others attend to if `attend` says so. Tokens
+    of a document that are one of the characters `skip` get no vector. `counted`: the limit in the
+    model's files counts the marker.
+    """
+
+    query: int | str
+    document: int | str
+    mask: str = "[MASK]"
+    expand: int = 0
+    attend: bool = False
+    skip: str = ""
+    counted: bool = True
+
+
+class FastEmbedModel(msgspec.Struct, frozen=True):
+    """What runs a model that is more than a graph and a pooling: FastEmbed's class `cls`."""
+
+    cls: str
+    name: str
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One model as the catalogue describes it; everything needed to load and to list it.
 
@@ -92,7 +164,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     0: as the files say. `dimensions` is 0 for rerankers and the size of the vocabulary for sparse
     models. `normalize`: FastEmbed's vectors have length 1; ours always have, unless a client asks
     for raw ones. `prompts` maps an input type (`query`, `document`) to the text put before it.
-    `size` is what is to be downloaded, bytes, 0: not known.
+    `size` is what is to be downloaded, bytes, 0: not known. `takes_images`: beside texts, or
+    instead of them.
     """
 
     id: str
@@ -110,6 +183,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 0
     aliases: tuple[str, ...] = ()
     prompts: dict[str, str] = {}
+    markers: Markers | None = None
+    fastembed: FastEmbedModel | None = None
+    takes_images: bool = False
     weights_sha256: str | None = None
 
     @property
@@ -125,10 +201,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Encoding(msgspec.Struct, frozen=True):
-    """One text as token ids; `truncated` says that it did not fit."""
+    """One text as its model takes it; `truncated` says that it did not fit."""
 
-    ids: Ids
-    truncated: bool
+    item: Item
+    truncated: bool = False
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,9 +223,10 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Embeddings(msgspec.Struct, frozen=True):
-    """The vectors of one request, in input order."""
+    """The vectors of one request, in input order, and how wide they are (sparse ones: 0)."""
 
-    rows: Rows
+    vectors: Vectors
+    dimensions: int
     usage: Usage
 
 

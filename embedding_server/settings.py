@@ -112,6 +112,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     max_batch_size: Annotated[int, _field("texts per native embed request", ge=1, le=100_000)] = 128
     max_text_chars: Annotated[int, _field("characters per text; 0 = only the model's limit")] = 0
+    max_image_pixels: Annotated[
+        int, _field("width times height of the largest image", ge=1024, le=1 << 28)
+    ] = 1 << 24
     max_body_bytes: Annotated[int, _size("request body, counted after decompression")] = 32 << 20
 
     max_concurrent_requests: Annotated[

@@ -91,6 +91,10 @@ class FakeSession:
         rows[[self.nan in ids for ids in texts]] = np.nan
         return rows
 
+    def sample(self, tokens: int) -> Ids:
+        """See `Session`."""
+        return np.ones(tokens, np.int64)
+
 
 def ids(length: int, first: int = 0) -> Ids:
     """`length` ids counting up from `first`."""

@@ -225,14 +225,14 @@ async def test_while_tokenising(client: Client) -> None:
     model = parts_of(client).engine.registry.residents["tiny"].model
     assert model
     started, gate = threading.Event(), threading.Event()
-    encode = model._tokenizer.encode
+    encode = model._encoder.encode
 
     def slow(texts: Any) -> Any:
         started.set()
         assert gate.wait(10)
         return encode(texts)
 
-    model._tokenizer.encode = slow  # type: ignore[method-assign]
+    model._encoder.encode = slow  # type: ignore[method-assign]
     body = json.dumps({"model": "tiny", "input": ["the of and " * 50] * 9}).encode()
     caller = Caller(client, body=body)
     await asyncio.to_thread(started.wait, 10)

@@ -9,7 +9,7 @@ from embedding_server.catalog.demo import demo_model
 from embedding_server.convert import convert
 from embedding_server.core import Ids, ModelSpec, Pooling, Precision, Rows, normalized
 from embedding_server.runtime.cores import sums_bytes_exactly
-from embedding_server.runtime.session import OnnxSession, Threads
+from embedding_server.runtime.session import OnnxSession, Session, Threads
 from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.source import RunPlan, Source
 
@@ -33,11 +33,11 @@ def session(spec: ModelSpec, cache: Path) -> OnnxSession:
 def texts(spec: ModelSpec) -> list[Ids]:
     """The goldens' texts as ids."""
     tokenizer = Tokenizer(spec.directory / "tokenizer.json", spec.max_tokens)
-    return [encoding.ids for encoding in tokenizer.encode(np.load(GOLDENS)["texts"].tolist())]
+    return [encoding.item for encoding in tokenizer.encode(np.load(GOLDENS)["texts"].tolist())]
 
 
 @pytest.fixture(scope="module")
-def int8(spec: ModelSpec, cache: Path) -> OnnxSession:
+def int8(spec: ModelSpec, cache: Path) -> Session:
     """Its session in 8 bits, as the server makes it."""
     return Source(spec, RunPlan(cache=cache, precision=Precision.INT8), 2).open(Threads())
 
@@ -55,17 +55,17 @@ def test_spec_says_what_the_files_say(spec: ModelSpec) -> None:
     assert (spec.max_tokens, spec.dimensions, spec.pooling) == (256, 384, Pooling.MEAN)
 
 
-def test_alone(session: OnnxSession, texts: list[Ids]) -> None:
+def test_alone(session: Session, texts: list[Ids]) -> None:
     """Each text in a run of its own."""
     compare(normalized(np.concatenate([session.run([ids]) for ids in texts])))
 
 
-def test_all_in_one_batch(session: OnnxSession, texts: list[Ids]) -> None:
+def test_all_in_one_batch(session: Session, texts: list[Ids]) -> None:
     """Texts of 2 to 256 tokens together."""
     compare(normalized(session.run(texts)))
 
 
-def test_int8(int8: OnnxSession, texts: list[Ids]) -> None:
+def test_int8(int8: Session, texts: list[Ids]) -> None:
     """8 bits keep every text's direction, bit by bit the same whatever it is batched with."""
     alone = np.concatenate([int8.run([ids]) for ids in texts])
     cosines = np.sum(normalized(alone) * np.load(GOLDENS)["rows"], axis=1)
@@ -80,4 +80,4 @@ def test_reproducible(spec: ModelSpec, cache: Path, texts: list[Ids]) -> None:
     alone = np.concatenate([session.run([ids]) for ids in texts])
     compare(normalized(alone))
     for wide in (False, True):
-        assert (session.run(texts[::-1], wide=wide)[::-1] == alone).all()
+        assert np.array_equal(session.run(texts[::-1], wide=wide)[::-1], alone)

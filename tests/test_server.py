@@ -40,7 +40,7 @@ def start(*flags: str, **env: str) -> "subprocess.CompletedProcess[str]":
         (["--demo"], {"INFERENCE_PRELOAD": "nope"}, 2, "the model is in no allow-list"),
         (["--demo", "--allowed-rerank-models", "all-MiniLM-L6"], {}, 2, "did you mean Xenova/all-"),
         (["--demo", "--hostname", "a..b"], {}, 1, "cannot listen on a..b"),
-        (["--allowed-embedding-models", "Qdrant/bm25"], {}, 2, "'Qdrant/bm25' is a sparse model"),
+        (["--demo", "--allowed-rerank-models", "Qdrant/bm25"], {}, 2, "which cannot rerank"),
         (["--demo", "--ssl-enabled"], {}, 2, "set TLS_SERVER_CERT_PATH and TLS_SERVER_KEY_PATH"),
         (["--demo", "--ssl-enabled", "--tls-cert-path", "/x", "--tls-key-path", "/y"], {}, 1,
          "TLS_SERVER_CERT_PATH='/x', TLS_SERVER_KEY_PATH='/y': [Errno 2] No such file"),

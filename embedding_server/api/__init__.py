@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from embedding_server.api import docs, native, openai, ops
+from embedding_server.api import docs, kinds, native, openai, ops
 from embedding_server.api.errors import Shape, native_error
 from embedding_server.api.middleware import INFERENCE
 
 ROUTERS: dict[str, list[Any]] = {
-    "native": native.HANDLERS,
+    "native": native.HANDLERS + kinds.HANDLERS,
     "openai": openai.HANDLERS,
     "ops": ops.HANDLERS,
     "docs": docs.HANDLERS,

@@ -8,41 +8,41 @@ from typing import Any
 
 import orjson
 
-from embedding_server.core import Rows
+from embedding_server.core import Vector, Vectors
 
 _FLOATS_AT_ONCE = 256 * 1024
 """orjson holds the GIL while it writes: 2,048 x 4,096 floats stalled the event loop for 192 ms."""
 _COMPRESS_FROM_BYTES = 1024
 
 
-async def json_rows(rows: Rows) -> bytes:
+async def json_vectors(vectors: Vectors) -> bytes:
     """A JSON array of arrays, float32 in its shortest form; the event loop runs in between."""
-    return await _json_array(rows, lambda _, part: part)
+    return await _json_array(vectors, lambda _, part: part)
 
 
-async def json_items(rows: Rows, item: Callable[[int, Rows], Any]) -> bytes:
-    """A JSON array of `item(index, row)`; vectors in them are written as in `json_rows`."""
+async def json_items(vectors: Vectors, item: Callable[[int, Vector], Any]) -> bytes:
+    """A JSON array of `item(index, vector)`; arrays in them are written as in `json_vectors`."""
     return await _json_array(
-        rows, lambda start, part: [item(start + index, row) for index, row in enumerate(part)]
+        vectors, lambda start, part: [item(start + index, one) for index, one in enumerate(part)]
     )
 
 
-async def _json_array(rows: Rows, values: Callable[[int, Rows], Any]) -> bytes:
-    """The arrays `values(start, rows from start on)` of so many rows at a time, as one."""
-    step = max(1, _FLOATS_AT_ONCE // max(1, rows.shape[1]))
+async def _json_array(vectors: Vectors, values: Callable[[int, Vectors], Any]) -> bytes:
+    """The arrays `values(start, vectors from start on)` of so many at a time, as one."""
+    step = max(1, _FLOATS_AT_ONCE // max([1, *(one.size for one in vectors)]))
     parts: list[bytes | memoryview] = [b"["]
-    for start in range(0, len(rows), step):
+    for start in range(0, len(vectors), step):
         if start:
             parts.append(b",")
             await asyncio.sleep(0)
-        part = values(start, rows[start : start + step])
+        part = values(start, vectors[start : start + step])
         written = orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)
         parts.append(memoryview(written)[1:-1])
     parts.append(b"]")
     return b"".join(parts)  # copied once: 90 MB take 55 ms
 
 
-def base64_row(row: Rows) -> str:
+def base64_row(row: Vector) -> str:
     """The little-endian float32 of one vector, in base64."""
     return base64.b64encode(row.astype("<f4", copy=False).data).decode()
 

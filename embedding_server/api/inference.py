@@ -1,23 +1,84 @@
 """What the inference routes of all dialects share: common fields, the deadline, the answer."""
 
 import re
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypeVar
 
+import msgspec
 from litestar.response.base import ASGIResponse
 from msgspec import Meta
 
 from embedding_server.api.body import ApiRequest
-from embedding_server.api.encode import compressed
-from embedding_server.api.middleware import event, header
+from embedding_server.api.encode import (
+    base64_row,
+    compressed,
+    json_items,
+    json_object,
+    json_vectors,
+)
+from embedding_server.api.middleware import client_of, event, header
 from embedding_server.api.parts import parts
-from embedding_server.core import Usage
+from embedding_server.core import Embeddings, Usage, Vector
 from embedding_server.errors import BadRequest
+from embedding_server.serving.engine import Options
 
 _MAX_TIMEOUT_MS = 3_600_000
 
 Model = Annotated[str, Meta(description="an id or alias of the model lists")]
 Dimensions = Annotated[int, Meta(ge=1, description="cut, then normalised")]
 Timeout = Annotated[int, Meta(ge=1, le=_MAX_TIMEOUT_MS, description="milliseconds, then 504")]
+
+Sized = TypeVar("Sized", bound=Sequence[object])
+
+
+class EmbedOptions(msgspec.Struct, kw_only=True, frozen=True):
+    """What the native routes take beside the texts, whatever the vectors are."""
+
+    model: Model
+    truncate: bool = True
+    input_type: Literal["query", "document"] | None = None
+    prompt: Annotated[str, Meta(description="put before every text")] | None = None
+    timeout_ms: Timeout | None = None
+
+    def options(self, request: ApiRequest) -> Options:
+        """The engine's options."""
+        return Options(
+            truncate=self.truncate,
+            input_type=self.input_type,
+            prompt=self.prompt,
+            timeout=deadline(request, self.timeout_ms),
+            client=client_of(request.scope),
+        )
+
+
+class VectorOptions(EmbedOptions, kw_only=True, frozen=True):
+    """The same for dense vectors."""
+
+    dimensions: Dimensions | None = None
+    normalize: bool = True
+    encoding_format: Literal["float", "base64"] = "float"
+
+    def options(self, request: ApiRequest) -> Options:
+        """The engine's options."""
+        return msgspec.structs.replace(
+            super().options(request), dimensions=self.dimensions, normalize=self.normalize
+        )
+
+
+def texts_of(text: str | None, inputs: str | list[str] | None) -> list[str]:
+    """The texts of a request, given as `text` or as `input`; raises `BadRequest`."""
+    given = inputs if text is None else text
+    if given is None or (text is not None and inputs is not None):
+        raise BadRequest("give either text or input")
+    return [given] if isinstance(given, str) else given
+
+
+def checked_count(request: ApiRequest, inputs: Sized) -> Sized:
+    """The inputs of a native embed request; raises `BadRequest` where they are too many."""
+    limit = parts(request).settings.max_batch_size
+    if len(inputs) > limit:
+        raise BadRequest(f"Batch size {len(inputs)} exceeds maximum {limit}")
+    return inputs
 
 
 def deadline(request: ApiRequest, milliseconds: int | None = None) -> float | None:
@@ -32,6 +93,26 @@ def deadline(request: ApiRequest, milliseconds: int | None = None) -> float | No
             raise BadRequest(f"X-Request-Timeout-Ms must be from 1 to {_MAX_TIMEOUT_MS}")
         milliseconds = int(text)
     return milliseconds / 1000 if milliseconds else None
+
+
+async def respond_with_vectors(
+    request: ApiRequest, data: VectorOptions, answer: Embeddings
+) -> ASGIResponse:
+    """The native answer with dense vectors, one per input or one per token of each."""
+    encoded = (
+        await json_items(answer.vectors, _base64_item)
+        if data.encoding_format == "base64"
+        else await json_vectors(answer.vectors)
+    )
+    count = len(answer.vectors)
+    body = json_object(
+        embeddings=encoded, model=data.model, count=count, dimensions=answer.dimensions
+    )
+    return await respond(request, body, data.model, count, answer.usage)
+
+
+def _base64_item(_: int, vector: Vector) -> str | list[str]:
+    return base64_row(vector) if vector.ndim == 1 else [base64_row(row) for row in vector]
 
 
 async def respond(

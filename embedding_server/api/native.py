@@ -1,69 +1,53 @@
 """The native dialect: `/api/embed`, `/api/embed/batch`, `/api/rerank` and the model lists."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 from litestar import get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 from litestar.response.base import ASGIResponse
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 
 from embedding_server.api.body import ApiRequest
-from embedding_server.api.encode import base64_row, json_items, json_object, json_rows
 from embedding_server.api.errors import ERRORS
-from embedding_server.api.inference import Dimensions, Model, Timeout, deadline, respond
+from embedding_server.api.inference import (
+    Model,
+    Timeout,
+    VectorOptions,
+    checked_count,
+    deadline,
+    respond,
+    respond_with_vectors,
+    texts_of,
+)
 from embedding_server.api.middleware import INFERENCE, client_of
 from embedding_server.api.parts import parts
-from embedding_server.core import Task
+from embedding_server.core import Kind, Task
 from embedding_server.errors import BadRequest
-from embedding_server.serving.engine import Options
+from embedding_server.serving.engine import ONE_VECTOR, Options
 from embedding_server.serving.profile import Quality
 from embedding_server.serving.registry import Resident
 
 _MAX_DOCUMENTS = 1000
 
 
-class _EmbedOptions(msgspec.Struct, kw_only=True, frozen=True):
-    model: Model
-    dimensions: Dimensions | None = None
-    truncate: bool = True
-    input_type: Literal["query", "document"] | None = None
-    prompt: Annotated[str, Meta(description="put before every text")] | None = None
-    normalize: bool = True
-    encoding_format: Literal["float", "base64"] = "float"
-    timeout_ms: Timeout | None = None
-
-    def options(self, request: ApiRequest) -> Options:
-        """The engine's options."""
-        return Options(
-            dimensions=self.dimensions,
-            normalize=self.normalize,
-            truncate=self.truncate,
-            input_type=self.input_type,
-            prompt=self.prompt,
-            timeout=deadline(request, self.timeout_ms),
-            client=client_of(request.scope),
-        )
-
-
-class EmbedRequest(_EmbedOptions, kw_only=True, frozen=True):
+class EmbedRequest(VectorOptions, kw_only=True, frozen=True):
     """One text as `text`, or one or several as `input`."""
 
     text: str | None = None
     input: str | list[str] | None = None
+    output: Literal["vector", "tokens"] = "vector"
 
     def texts(self) -> list[str]:
         """The texts to embed; raises `BadRequest`."""
-        given = self.input if self.text is None else self.text
-        if given is None or (self.text is not None and self.input is not None):
-            raise BadRequest("give either text or input")
-        return [given] if isinstance(given, str) else given
+        return texts_of(self.text, self.input)
 
 
-class EmbedBatchRequest(_EmbedOptions, kw_only=True, frozen=True):
+class EmbedBatchRequest(VectorOptions, kw_only=True, frozen=True):
     """Several texts, as `texts` or as `input`."""
 
+    output: Literal["vector", "tokens"] = "vector"
     texts_: list[str] | None = msgspec.field(default=None, name="texts")
     input: list[str] | None = None
 
@@ -76,12 +60,12 @@ class EmbedBatchRequest(_EmbedOptions, kw_only=True, frozen=True):
 
 
 class EmbedAnswer(msgspec.Struct):
-    """One row per text, in order.
+    """One vector per text, in order, or with `output: tokens` a list of vectors per text.
 
-    With `encoding_format: base64` each row is a string of little-endian float32.
+    With `encoding_format: base64` each vector is a string of little-endian float32.
     """
 
-    embeddings: list[list[float] | str]
+    embeddings: list[list[float | list[float] | str] | str]
     model: str
     count: int
     dimensions: int
@@ -126,13 +110,15 @@ class RerankAnswer(msgspec.Struct):
 class ModelRow(msgspec.Struct):
     """One allowed model; `dimensions` is left out for rerankers.
 
-    `quality` is that of a reduced precision, once the model is loaded.
+    `kind` says what it makes of an input, and so which route serves it. `quality` is that of a
+    reduced precision, once the model is loaded.
     """
 
     id: str
     name: str
     description: str
     model_type: Literal["embedding", "reranker"]
+    kind: Kind
     dimensions: int | UnsetType = UNSET
     quality: Quality | UnsetType = UNSET
 
@@ -159,23 +145,14 @@ async def embed_batch(request: ApiRequest, data: JSONBody[EmbedBatchRequest]) ->
     return await _embed(request, data, data.texts())
 
 
-async def _embed(request: ApiRequest, data: _EmbedOptions, texts: list[str]) -> ASGIResponse:
-    limit = parts(request).settings.max_batch_size
-    if len(texts) > limit:
-        raise BadRequest(f"Batch size {len(texts)} exceeds maximum {limit}")
-    answer = await parts(request).engine.embed(data.model, texts, data.options(request))
-    encoded = (
-        await json_items(answer.rows, lambda _, row: base64_row(row))
-        if data.encoding_format == "base64"
-        else await json_rows(answer.rows)
+async def _embed(
+    request: ApiRequest, data: EmbedRequest | EmbedBatchRequest, texts: list[str]
+) -> ASGIResponse:
+    kinds = (Kind.MULTI,) if data.output == "tokens" else ONE_VECTOR
+    answer = await parts(request).engine.embed(
+        data.model, checked_count(request, texts), data.options(request), kinds
     )
-    body = json_object(
-        embeddings=encoded,
-        model=data.model,
-        count=len(texts),
-        dimensions=answer.rows.shape[1],
-    )
-    return await respond(request, body, data.model, len(texts), answer.usage)
+    return await respond_with_vectors(request, data, answer)
 
 
 @post(
@@ -234,6 +211,7 @@ def _rows(request: ApiRequest, task: Task) -> list[ModelRow]:
             name=name,
             description=spec.description,
             model_type="embedding" if embedding else "reranker",
+            kind=spec.kind,
             dimensions=spec.dimensions if embedding else UNSET,
             quality=_quality(engine.registry.residents[spec.id]),
         )

@@ -14,7 +14,7 @@ from embedding_server.api.errors import declared_errors
 from embedding_server.api.inference import Dimensions, Model, deadline, respond
 from embedding_server.api.middleware import INFERENCE, client_of
 from embedding_server.api.parts import parts
-from embedding_server.core import ModelSpec, Rows, Task
+from embedding_server.core import ModelSpec, Task, Vector
 from embedding_server.errors import (
     BadRequest,
     MethodNotAllowed,
@@ -153,7 +153,7 @@ async def embeddings(request: ApiRequest, data: JSONBody[EmbeddingsRequest]) -> 
     body = json_object(
         object="list",
         data=await json_items(
-            answer.rows, _base64_item if data.encoding_format == "base64" else _float_item
+            answer.vectors, _base64_item if data.encoding_format == "base64" else _float_item
         ),
         model=data.model,
         usage={"prompt_tokens": answer.usage.tokens, "total_tokens": answer.usage.tokens},
@@ -161,12 +161,12 @@ async def embeddings(request: ApiRequest, data: JSONBody[EmbeddingsRequest]) -> 
     return await respond(request, body, data.model, len(texts), answer.usage)
 
 
-def _float_item(index: int, row: Rows) -> dict[str, Any]:
-    return {"object": "embedding", "index": index, "embedding": row}
+def _float_item(index: int, vector: Vector) -> dict[str, Any]:
+    return {"object": "embedding", "index": index, "embedding": vector}
 
 
-def _base64_item(index: int, row: Rows) -> dict[str, Any]:
-    return {"object": "embedding", "index": index, "embedding": base64_row(row)}
+def _base64_item(index: int, vector: Vector) -> dict[str, Any]:
+    return {"object": "embedding", "index": index, "embedding": base64_row(vector)}
 
 
 @get(["/v1/models", "/api/v1/models"], sync_to_thread=False)

@@ -140,7 +140,7 @@ class Catalog:
             for spec in self._known.values()
             if spec.kind in _SERVED[task]
             and _runs(spec)
-            and (spec.located or (spec.kind is _SERVED[task][0] and gpu_friendly(spec)))
+            and (spec.located or (spec.kind in _MEANT[task] and gpu_friendly(spec)))
         ]
         if not specs:
             raise SettingsError(f"{_VARIABLES[task]}: no model is known that `*` could mean")
@@ -164,8 +164,13 @@ _VARIABLES = {
     Task.EMBED: "INFERENCE_ALLOWED_EMBEDDING_MODELS",
     Task.RERANK: "INFERENCE_ALLOWED_RERANK_MODELS",
 }
-_SERVED = {Task.EMBED: (Kind.DENSE,), Task.RERANK: (Kind.CROSS, Kind.DENSE)}
-"""Kinds of models that can do a task, those made for it first."""
+_SERVED = {
+    Task.EMBED: (Kind.DENSE, Kind.STATIC, Kind.SPARSE, Kind.MULTI, Kind.IMAGE),
+    Task.RERANK: (Kind.CROSS, Kind.DENSE, Kind.STATIC, Kind.MULTI),
+}
+"""Kinds of models that can do a task."""
+_MEANT = {Task.EMBED: _SERVED[Task.EMBED], Task.RERANK: (Kind.CROSS,)}
+"""Kinds of published models that `*` means: those made for the task."""
 
 
 def _present(settings: Settings) -> list[ModelSpec]:

@@ -4,12 +4,13 @@ Nothing is loaded or downloaded here: the lists say which file of which reposito
 the class that a list belongs to says how that file's output becomes vectors.
 """
 
+import string
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
-from embedding_server.core import Kind, ModelSpec, Origin, Pooling
+from embedding_server.core import FastEmbedModel, Kind, Markers, ModelSpec, Origin, Pooling
 from embedding_server.errors import StartupError
 
 _GIGABYTE = 1_000_000_000
@@ -24,16 +25,16 @@ _CLASSES: Mapping[str, tuple[Kind, Pooling, bool]] = {
     "CLIPOnnxEmbedding": (Kind.DENSE, Pooling.NONE, False),
     "SiglipOnnxTextEmbedding": (Kind.DENSE, Pooling.NONE, True),
     "StaticTextEmbedding": (Kind.STATIC, Pooling.NONE, True),
-    "SpladePP": (Kind.SPARSE, Pooling.NONE, False),
+    "SpladePP": (Kind.SPARSE, Pooling.SPLADE, False),
     "IfSplade": (Kind.SPARSE, Pooling.NONE, False),
     "Bm25": (Kind.SPARSE, Pooling.NONE, False),
     "Bm42": (Kind.SPARSE, Pooling.NONE, False),
     "MiniCOIL": (Kind.SPARSE, Pooling.NONE, False),
-    "Colbert": (Kind.MULTI, Pooling.NONE, True),
-    "JinaColbert": (Kind.MULTI, Pooling.NONE, True),
-    "LateOn": (Kind.MULTI, Pooling.NONE, True),
-    "MLateOn": (Kind.MULTI, Pooling.NONE, True),
-    "TokenEmbeddingsModel": (Kind.MULTI, Pooling.NONE, False),
+    "Colbert": (Kind.MULTI, Pooling.TOKENS, True),
+    "JinaColbert": (Kind.MULTI, Pooling.TOKENS, True),
+    "LateOn": (Kind.MULTI, Pooling.TOKENS, True),
+    "MLateOn": (Kind.MULTI, Pooling.TOKENS, True),
+    "TokenEmbeddingsModel": (Kind.MULTI, Pooling.TOKENS, False),
     "ColPali": (Kind.MULTI, Pooling.NONE, False),
     "ColModernVBERT": (Kind.MULTI, Pooling.NONE, False),
     "OnnxImageEmbedding": (Kind.IMAGE, Pooling.NONE, True),
@@ -42,6 +43,25 @@ _CLASSES: Mapping[str, tuple[Kind, Pooling, bool]] = {
     "OnnxTextCrossEncoder": (Kind.CROSS, Pooling.NONE, False),
 }
 """Class of FastEmbed -> what it makes, how it pools, whether it normalises."""
+
+_OBJECTS = (
+    "JinaEmbeddingV3",
+    "SiglipOnnxTextEmbedding",
+    "StaticTextEmbedding",
+    "IfSplade",
+    "Bm25",
+    "Bm42",
+    "MiniCOIL",
+    "ColPali",
+    "ColModernVBERT",
+)
+"""Classes that are more than a graph and a pooling."""
+
+_TAKE_IMAGES = ("ColPali", "ColModernVBERT")
+_ATTENDED = ("JinaColbert",)
+"""Classes whose queries attend to the masks that they are filled up with."""
+_WHOLE = ("MLateOn",)
+"""Classes that give punctuation vectors, too."""
 
 
 def fastembed_models() -> list[ModelSpec]:
@@ -54,7 +74,7 @@ def fastembed_models() -> list[ModelSpec]:
         StartupError: a class of FastEmbed is not known here.
     """
     models: dict[str, ModelSpec] = {}
-    for listing in _listings():
+    for listing in listings():
         for spec in translate(listing):
             tower = spec.kind is Kind.IMAGE and spec.id in models
             name = f"{spec.id}-vision" if tower else spec.id
@@ -72,7 +92,8 @@ def translate(listing: type[Any]) -> Iterator[ModelSpec]:
     for model in listing._list_supported_models():  # noqa: SLF001
         if listing.__name__ not in _CLASSES:
             raise StartupError(f"FastEmbed's class {listing.__name__} ({model.model}) is not known")
-        kind, pooling, normalize = _CLASSES[listing.__name__]
+        name = listing.__name__
+        kind, pooling, normalize = _CLASSES[name]
         yield ModelSpec(
             id=model.model,
             kind=kind,
@@ -85,10 +106,29 @@ def translate(listing: type[Any]) -> Iterator[ModelSpec]:
             description=model.description,
             license=model.license,
             size=round(model.size_in_GB * _GIGABYTE),
+            markers=_markers(listing),
+            fastembed=FastEmbedModel(name, model.model) if name in _OBJECTS else None,
+            takes_images=kind is Kind.IMAGE or name in _TAKE_IMAGES,
         )
 
 
-def _listings() -> tuple[type[Any], ...]:
+def _markers(listing: type[Any]) -> Markers | None:
+    """What a class of the ColBERT family says about its texts."""
+    if not hasattr(listing, "MIN_QUERY_LENGTH"):
+        return None
+    name, short = listing.__name__, listing.MIN_QUERY_LENGTH
+    return Markers(
+        query=listing.QUERY_MARKER_TOKEN_ID,
+        document=listing.DOCUMENT_MARKER_TOKEN_ID,
+        mask=listing.MASK_TOKEN,
+        expand=short + 1 if short else 0,  # there it does not count the marker
+        attend=name in _ATTENDED,
+        skip="" if name in _WHOLE else string.punctuation,
+        counted=bool(listing.RESERVED_MARKER_TOKENS),
+    )
+
+
+def listings() -> tuple[type[Any], ...]:
     """Every class that has a list; text before images."""
     # Here, because importing FastEmbed takes 0.4 s, and a server of own models needs none of it.
     from fastembed import (  # noqa: PLC0415

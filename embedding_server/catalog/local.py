@@ -80,11 +80,14 @@ def complete(spec: ModelSpec, directory: Path) -> ModelSpec:
         ModelFilesError: a file is missing or is no JSON.
     """
     with _readable(directory):
-        config = _read(directory / "config.json", required=True)
+        own = spec.fastembed or spec.kind is Kind.IMAGE
+        config = _read(directory / "config.json", required=not own)
+        limited = not own or (directory / "tokenizer.json").exists()
+        limit = _max_tokens(directory, config, spec.max_tokens) if limited else 0
         return msgspec.structs.replace(
             spec,
             located=directory,
-            max_tokens=_max_tokens(directory, config, spec.max_tokens),
+            max_tokens=limit + (spec.markers is not None and not spec.markers.counted),
             pad=config.get("pad_token_id") or 0,
             prompts=spec.prompts or _prompts(directory),
         )
@@ -193,7 +196,8 @@ def _max_tokens(directory: Path, config: dict[str, Any], known: int = 0) -> int:
 def _read(path: Path, *, required: bool = False) -> Any:
     """The parsed file; {} where it may be and is missing."""
     try:
-        return json.loads(path.read_bytes())
+        content = path.read_bytes()
+        return json.loads(content) if content or required else {}
     except FileNotFoundError as exc:
         if required:
             raise ModelFilesError(f"{path} is missing") from exc

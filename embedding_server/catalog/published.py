@@ -76,7 +76,15 @@ _ROWS = (
     ),
     _Row("jinaai/jina-reranker-v1-turbo-en", _ONNX, 0, _NONE, 8192, Kind.CROSS),
     _Row("jinaai/jina-reranker-v2-base-multilingual", _ONNX, 0, _NONE, 1024, Kind.CROSS),
-    _Row("prithivida/Splade_PP_en_v1", "model.onnx", 30522, _NONE, 0, Kind.SPARSE, repo=_SPLADE),
+    _Row(
+        "prithivida/Splade_PP_en_v1",
+        "model.onnx",
+        30522,
+        Pooling.SPLADE,
+        0,
+        Kind.SPARSE,
+        repo=_SPLADE,
+    ),
 )
 
 # An alias is another name of the same file: the repository that holds it, a name FastEmbed has for
@@ -120,9 +128,6 @@ _PROMPTS: Mapping[str, dict[str, str]] = {
 }
 """Pattern of a family's ids -> input type -> what its model card puts before such a text."""
 
-_UNSERVED = ("jinaai/jina-embeddings-v3", "google/siglip2-base-patch16-224")
-"""Graphs that want more than texts: the number of a task, rows of one length."""
-
 _UNFRIENDLY = (
     "*-Q",
     "*-zh-*",
@@ -158,7 +163,7 @@ def gpu_friendly(spec: ModelSpec) -> bool:
 
 def servable(spec: ModelSpec) -> bool:
     """Whether a published model's files are of a form that this server can run."""
-    return bool(spec.file) and spec.id not in _UNSERVED
+    return bool(spec.file)
 
 
 def _spec(row: _Row) -> ModelSpec:

@@ -1,7 +1,8 @@
-"""How a batch of texts becomes the inputs of a graph, and its output the vectors.
+"""How a batch becomes the inputs of a graph, and its output the vectors.
 
 Graphs of `convert` take the tokens of all texts behind one another. Exported ones take a row per
-text, padded at its end, and mostly give a state per token, which is pooled here.
+text, padded at its end, and mostly give a state per token, which is pooled here; those for images
+take pixels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,18 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_server.core import SEGMENT, Ids, Pooling, Rows
+from embedding_server.core import (
+    SEGMENT,
+    SILENT,
+    SPARSE,
+    UNSEEN,
+    Ids,
+    Item,
+    Picture,
+    Pooling,
+    Rows,
+    Vectors,
+)
 
 Array = NDArray[Any]
 
@@ -36,11 +48,14 @@ class Layout(Protocol):
     output: str
     """The value that `rows` is made from."""
 
-    def feeds(self, texts: Sequence[Ids]) -> dict[str, Array]:
+    def feeds(self, items: Sequence[Item]) -> dict[str, Array]:
         """The graph's inputs."""
 
-    def rows(self, value: Array, texts: Sequence[Ids]) -> Rows:
-        """Raw vectors of shape (texts, dimensions), in order."""
+    def vectors(self, value: Array, items: Sequence[Item]) -> Vectors:
+        """Raw vectors, in order."""
+
+    def sample(self, tokens: int) -> Item:
+        """An input of about so many tokens, to measure with."""
 
 
 class Packed:
@@ -54,9 +69,13 @@ class Packed:
         lengths = np.array([len(ids) for ids in texts], np.int64)
         return {"input_ids": np.concatenate(texts), "lengths": lengths}
 
-    def rows(self, value: Array, texts: Sequence[Ids]) -> Rows:  # noqa: ARG002 - see `Layout`
+    def vectors(self, value: Array, texts: Sequence[Ids]) -> Rows:  # noqa: ARG002 - see `Layout`
         """See `Layout`."""
         return value
+
+    def sample(self, tokens: int) -> Ids:
+        """See `Layout`."""
+        return _ids(tokens)
 
 
 class Padded:
@@ -84,15 +103,17 @@ class Padded:
         if odd:
             raise LayoutError(f"the graph takes {', '.join(odd)}, which is not known")
         by_name = {one.name: one for one in outputs}
-        wanted = _VECTORS if pooling is Pooling.NONE else _OUTPUTS
+        wanted = _WANTED.get(pooling, _OUTPUTS)
         best = next((by_name[name] for name in wanted if name in by_name), outputs[0])
         if pooling is Pooling.NONE and len(best.shape) == 3:
             raise LayoutError(f"output {best.name} has a state per token, and no pooling is known")
+        if pooling is Pooling.TOKENS and len(best.shape) == 2:
+            raise LayoutError(f"output {best.name} has no state per token, one is wanted")
         if len(best.shape) not in (2, 3):
             raise LayoutError(f"output {best.name} has {len(best.shape)} axes, expected 2 or 3")
         self.output = best.name
         self._inputs = inputs
-        self._pool = _POOLINGS.get(pooling)
+        self._pooling = pooling
         self._pad = pad
 
     def feeds(self, texts: Sequence[Ids]) -> dict[str, Array]:
@@ -100,21 +121,76 @@ class Padded:
         ids = np.full((len(texts), max(map(len, texts))), self._pad, np.int64)
         mask = np.zeros_like(ids)
         for row, text in enumerate(texts):
-            ids[row, : len(text)], mask[row, : len(text)] = text, 1
+            ids[row, : len(text)], mask[row, : len(text)] = text, text & UNSEEN == 0
         return {one.name: _INPUTS[_kind(one.name)](one, ids, mask) for one in self._inputs}
 
-    def rows(self, value: Array, texts: Sequence[Ids]) -> Rows:
+    def vectors(self, value: Array, texts: Sequence[Ids]) -> Vectors:
         """See `Layout`; half precision becomes float32."""
         states = value.astype(np.float32, copy=False)
-        if states.ndim == 2 or not self._pool:
-            return states
-        return self._pool(states, np.array([len(ids) for ids in texts]))
+        if states.ndim == 3:
+            return _POOLINGS[self._pooling](states, texts)
+        return [sparse(row) for row in states] if self._pooling is Pooling.SPLADE else states
+
+    def sample(self, tokens: int) -> Ids:
+        """See `Layout`."""
+        return _ids(tokens)
+
+
+class Pixels:
+    """That of graphs for images, all of one size.
+
+    Args:
+        inputs: what the graph takes; the first one is the images.
+        outputs: what it gives; the pooled one is used, else the first.
+        pooling: `CLS` or `NONE`.
+        like: an image.
+
+    Raises:
+        LayoutError: it takes more than images.
+    """
+
+    padded = False
+
+    def __init__(
+        self, inputs: Sequence[Value], outputs: Sequence[Value], pooling: Pooling, like: Picture
+    ) -> None:
+        if len(inputs) != 1:
+            names = ", ".join(one.name for one in inputs)
+            raise LayoutError(f"the graph takes {names}, expected images alone")
+        given = [one.name for one in outputs]
+        self.output = next((name for name in _IMAGE_VECTORS if name in given), given[0])
+        self._input = inputs[0]
+        self._first = pooling is Pooling.CLS
+        self._like = like
+
+    def feeds(self, items: Sequence[Picture]) -> dict[str, Array]:
+        """See `Layout`."""
+        pixels = np.stack([one.pixels for one in items])
+        return {self._input.name: pixels.astype(_DTYPES[self._input.dtype], copy=False)}
+
+    def vectors(self, value: Array, items: Sequence[Picture]) -> Rows:
+        """See `Layout`; axes of length 1 behind a vector are dropped."""
+        rows = value[:, 0] if self._first and value.ndim == 3 else value
+        return rows.reshape(len(items), -1).astype(np.float32, copy=False)
+
+    def sample(self, tokens: int) -> Picture:  # noqa: ARG002 - all images are alike
+        """See `Layout`."""
+        return self._like
 
 
 _OUTPUTS = ("sentence_embedding", "text_embeds", "token_embeddings", "last_hidden_state")
 """Names of outputs to pool, the best first: what is pooled already before token states."""
+_STATES = ("token_embeddings", "contextual", "last_hidden_state")
+"""The same where a vector per token is wanted."""
 _VECTORS = ("sentence_embedding", "text_embeds", "pooler_output", "logits")
 """The same for graphs that pool by themselves."""
+_IMAGE_VECTORS = ("image_embeds", "pooler_output")
+"""The same for graphs that take images."""
+_WANTED = {
+    Pooling.NONE: _VECTORS,
+    Pooling.TOKENS: _STATES,
+    Pooling.SPLADE: ("sentence_embedding", "logits"),
+}
 
 _DTYPES = {
     "tensor(int64)": np.int64,
@@ -134,9 +210,9 @@ def _past(declared: Value, ids: NDArray[np.int64], _: NDArray[np.int64]) -> Arra
 
 
 _INPUTS: Mapping[str, Input] = {
-    "input_ids": lambda one, ids, _: (ids % SEGMENT).astype(_DTYPES[one.dtype]),
+    "input_ids": lambda one, ids, _: (ids & SEGMENT - 1).astype(_DTYPES[one.dtype]),
     "attention_mask": lambda one, _, mask: mask.astype(_DTYPES[one.dtype]),
-    "token_type_ids": lambda one, ids, _: (ids // SEGMENT).astype(_DTYPES[one.dtype]),
+    "token_type_ids": lambda one, ids, _: (ids & SEGMENT != 0).astype(_DTYPES[one.dtype]),
     "position_ids": lambda one, ids, _: np.broadcast_to(
         np.arange(ids.shape[1], dtype=_DTYPES[one.dtype]), ids.shape
     ),
@@ -149,15 +225,47 @@ def _kind(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _mean(states: Rows, lengths: NDArray[np.int64]) -> Rows:
+def _ids(tokens: int) -> Ids:
+    """Any ids do: time does not depend on them."""
+    return np.ones(tokens, np.int64)
+
+
+def sparse(row: NDArray[np.float32]) -> NDArray[Any]:
+    """What is not zero in a vector of weights, as `SPARSE`."""
+    (indices,) = row.nonzero()
+    entries = np.empty(len(indices), SPARSE)
+    entries["index"], entries["value"] = indices, row[indices]
+    return entries
+
+
+def _lengths(texts: Sequence[Ids]) -> NDArray[np.int64]:
+    return np.array([len(ids) for ids in texts])
+
+
+def _mean(states: Rows, texts: Sequence[Ids]) -> Rows:
+    lengths = _lengths(texts)
     taken = np.arange(states.shape[1]) < lengths[:, None]
     weights: Rows = (taken / lengths[:, None]).astype(np.float32)
     means: Rows = np.matmul(weights[:, None, :], states)[:, 0]
     return means
 
 
-_POOLINGS: Mapping[Pooling, Callable[[Rows, NDArray[np.int64]], Rows]] = {
+def _splade(states: Rows, texts: Sequence[Ids]) -> Vectors:
+    """The logarithm after the maximum, which it does not change: it is one row per text then."""
+    return [
+        sparse(np.log1p(np.maximum(one[: len(ids)].max(axis=0), 0.0)))
+        for one, ids in zip(states, texts, strict=True)
+    ]
+
+
+def _tokens(states: Rows, texts: Sequence[Ids]) -> Vectors:
+    return [one[: len(ids)][ids & SILENT == 0] for one, ids in zip(states, texts, strict=True)]
+
+
+_POOLINGS: Mapping[Pooling, Callable[[Rows, Sequence[Ids]], Vectors]] = {
     Pooling.MEAN: _mean,
     Pooling.CLS: lambda states, _: states[:, 0],
-    Pooling.LAST: lambda states, lengths: states[np.arange(len(states)), lengths - 1],
+    Pooling.LAST: lambda states, texts: states[np.arange(len(states)), _lengths(texts) - 1],
+    Pooling.TOKENS: _tokens,
+    Pooling.SPLADE: _splade,
 }

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from embedding_server.core import Ids, Precision, Rows
+from embedding_server.core import Ids, Item, Precision, Vectors
 from embedding_server.runtime.layout import Layout, LayoutError, Packed, Value
 
 VERSION: str = ort.__version__
@@ -111,11 +111,16 @@ class Session(Protocol):
     def padded(self) -> bool:
         """Whether every text is computed as long as its batch's longest."""
 
-    def run(self, texts: Sequence[Ids], *, wide: bool = False, stop: Stop | None = None) -> Rows:
-        """Raw vectors of shape (texts, dimensions), in order; raises `SessionError`.
+    def run(
+        self, items: Sequence[Item], /, *, wide: bool = False, stop: Stop | None = None
+    ) -> Vectors:
+        """Raw vectors, in order; raises `SessionError`.
 
         `wide` says that nothing else runs, so that one run may use all cores; `stop` ends it.
         """
+
+    def sample(self, tokens: int) -> Item:
+        """An input of about so many tokens, to measure with."""
 
 
 LayoutOf = Callable[[Sequence[Value], Sequence[Value]], Layout]
@@ -171,20 +176,26 @@ class OnnxSession:
             raise SessionError(f"{path}: {exc}") from exc
         self.padded = self._layout.padded
 
-    def run(self, texts: Sequence[Ids], *, wide: bool = False, stop: Stop | None = None) -> Rows:
+    def run(
+        self, items: Sequence[Item], *, wide: bool = False, stop: Stop | None = None
+    ) -> Vectors:
         """See `Session`."""
-        if self._reproducible and len(texts) > 1:
-            return np.concatenate([self.run([ids], stop=stop) for ids in texts])
+        if self._reproducible and len(items) > 1:
+            return [self.run([one], stop=stop)[0] for one in items]
         session, layout = self._wide if wide else self._narrow, self._layout
         try:
             (value,) = session.run(
-                [layout.output], layout.feeds(texts), stop.options if stop else None
+                [layout.output], layout.feeds(items), stop.options if stop else None
             )
         except Exception as exc:  # ONNX Runtime's exceptions share no base class
             text = str(exc)
             short = isinstance(exc, MemoryError) or any(words in text for words in _NO_MEMORY)
             raise (OutOfMemoryError if short else SessionError)(text) from exc
-        return layout.rows(value, texts)
+        return layout.vectors(value, items)
+
+    def sample(self, tokens: int) -> Item:
+        """See `Session`."""
+        return self._layout.sample(tokens)
 
 
 def _declared(values: Sequence[Any]) -> list[Value]:

@@ -1,7 +1,7 @@
 """The texts of one model on their way through its session.
 
 `embed` puts a request's texts into the device's schedule and waits. Batches may mix the texts of
-many requests and spread one request over several; rows find back to their request here.
+many requests and spread one request over several; vectors find back to their request here.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import structlog
 
-from embedding_server.core import Ids, Rows
+from embedding_server.core import Item, Vector
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.session import OutOfMemoryError, Session
 from embedding_server.serving.cost import Shape, Work
@@ -22,6 +22,7 @@ from embedding_server.serving.profile import Profile
 from embedding_server.serving.schedule import Entry, Lane
 
 _SMOOTHING = 0.05
+_NOTHING: Vector = np.empty(0, np.float32)
 
 log = structlog.get_logger()
 
@@ -31,10 +32,10 @@ class RunError(Exception):
 
 
 class Job:
-    """The texts of one request: rows arrive in any order, the future completes with the last."""
+    """The texts of one request: vectors come in any order, the future completes with the last."""
 
-    def __init__(self, texts: int, dimensions: int) -> None:
-        self.rows: Rows = np.empty((texts, dimensions), np.float32)
+    def __init__(self, texts: int) -> None:
+        self.vectors: list[Vector] = [_NOTHING] * texts
         self.missing = texts
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -46,9 +47,8 @@ class Batcher:
         name: the model's id, for logs and metrics.
         session: runs the batches.
         device: whose run slots the model competes for.
-        dimensions: width of a row.
         profile: what it costs, at first, and how it is run.
-        exact: opens the same model in fp32, for texts whose row is not finite.
+        exact: opens the same model in fp32, for texts whose vector is not finite.
     """
 
     def __init__(
@@ -56,7 +56,6 @@ class Batcher:
         name: str,
         session: Session,
         device: Device,
-        dimensions: int,
         metrics: Metrics,
         *,
         profile: Profile,
@@ -66,7 +65,6 @@ class Batcher:
         self.session = session
         self._open_exact, self._exact = exact, None if exact else session
         self._opening = threading.Lock()
-        self.dimensions = dimensions
         self.cost = profile.cost
         """Learned: every run corrects it."""
         self.batch_tokens = profile.way.batch_tokens
@@ -113,17 +111,17 @@ class Batcher:
                 self._exact = self._open_exact()
             return self._exact
 
-    async def embed(self, texts: Sequence[Ids], client: str = "") -> Rows:
-        """Raw rows of shape (texts, dimensions), in order; clients take turns.
+    async def embed(self, items: Sequence[Item], client: str = "") -> list[Vector]:
+        """Raw vectors, in order; clients take turns.
 
         Cancelling the caller takes what has not started out of line.
 
         Raises:
             RunError: the model failed on one of these texts.
         """
-        job = Job(len(texts), self.dimensions)
+        job = Job(len(items))
         schedule = self._device.schedule
-        entries = schedule.add(self, Lane.of(len(texts)), client, job, texts)
+        entries = schedule.add(self, Lane.of(len(items)), client, job, items)
         self._device.dispatch()
         try:
             await job.done
@@ -132,13 +130,13 @@ class Batcher:
                 schedule.remove(entry)
             self._device.stop_abandoned()
             raise
-        return job.rows
+        return job.vectors
 
-    def finish(self, run: Run, good: list[tuple[Entry, Rows]], failed: list[Entry]) -> None:
-        """Hand rows and failures to the jobs that wait for them."""
-        for entry, row in good:
+    def finish(self, run: Run, good: list[tuple[Entry, Vector]], failed: list[Entry]) -> None:
+        """Hand vectors and failures to the jobs that wait for them."""
+        for entry, vector in good:
             job = entry.job
-            job.rows[entry.index] = row
+            job.vectors[entry.index] = vector
             job.missing -= 1
             if not job.missing and not job.done.done():
                 job.done.set_result(None)

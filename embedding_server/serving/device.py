@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import structlog
 
-from embedding_server.core import Rows
+from embedding_server.core import Vector, Vectors, values
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.session import OutOfMemoryError, Stop
 from embedding_server.serving.cost import Shape
@@ -59,9 +59,9 @@ class Run:
         self.entries = entries
         self.stop = Stop(lean=lean)
         """`lean` after memory ran out: such a run has the device for itself."""
-        self.rows: Rows | None = None
+        self.vectors: Vectors | None = None
         self.finite: list[bool] = []
-        """Whether each row is."""
+        """Whether each vector is."""
         self.error: BaseException | None = None
         self.started = 0.0
         self.seconds = 0.0
@@ -91,14 +91,12 @@ class Run:
         """
         started = time.perf_counter()
         try:
-            texts = [entry.ids for entry in self.entries]
+            items = [entry.item for entry in self.entries]
             session = self.batcher.exact() if self.exact else self.batcher.session
-            rows = session.run(texts, wide=self.wide, stop=self.stop)
-            expected = (len(self.entries), self.batcher.dimensions)
-            if rows.shape != expected:
-                raise ValueError(f"rows of shape {rows.shape}, expected {expected}")  # noqa: TRY301
-            # One value that is not finite makes the sum of its row so.
-            self.rows, self.finite = rows, np.isfinite(rows.sum(axis=1)).tolist()
+            vectors = session.run(items, wide=self.wide, stop=self.stop)
+            if len(vectors) != len(items):
+                raise ValueError(f"{len(vectors)} vectors of {len(items)} inputs")  # noqa: TRY301
+            self.vectors, self.finite = vectors, _finite(vectors)
         except BaseException as exc:
             self.error = exc
             if not isinstance(exc, Exception):
@@ -106,12 +104,12 @@ class Run:
         finally:
             self.seconds = time.perf_counter() - started
 
-    def sort(self) -> "tuple[list[tuple[Entry, Rows]], list[Run], list[Entry]]":
-        """What came of each entry: rows to deliver, runs to try next, entries that failed.
+    def sort(self) -> "tuple[list[tuple[Entry, Vector]], list[Run], list[Entry]]":
+        """What came of each entry: vectors to deliver, runs to try next, entries that failed.
 
         A failed batch of several requests is tried again in halves, unless it hung, and one for
-        which memory did not suffice whoever sent it; a text whose row is not finite is tried again
-        alone, in fp32.
+        which memory did not suffice whoever sent it; a text whose vector is not finite is tried
+        again alone, in fp32.
         """
         if isinstance(self.error, OutOfMemoryError):
             if len(self.entries) > 1 or not self.stop.lean:
@@ -122,19 +120,27 @@ class Run:
                     [],
                 )
             return [], [], self.entries
-        if self.rows is None:
+        if self.vectors is None:
             if self.stop.called or all(entry.job is self.entries[0].job for entry in self.entries):
                 return [], [], self.entries
             return [], [Run(self.batcher, half) for half in _halves(self.entries)], []
         good, bad = [], []
-        for entry, row, finite in zip(self.entries, self.rows, self.finite, strict=True):
+        for entry, vector, finite in zip(self.entries, self.vectors, self.finite, strict=True):
             if finite:
-                good.append((entry, row))
+                good.append((entry, vector))
             else:
                 bad.append(entry)
         if self.exact:
             return good, [], bad
         return good, [Run(self.batcher, [entry], exact=True) for entry in bad], []
+
+
+def _finite(vectors: Vectors) -> list[bool]:
+    """One value that is not finite makes the sum of its vector so."""
+    if isinstance(vectors, np.ndarray):
+        found: list[bool] = np.isfinite(vectors.sum(axis=1)).tolist()
+        return found
+    return [bool(np.isfinite(values(one).sum())) for one in vectors]
 
 
 def _halves(entries: list[Entry]) -> tuple[list[Entry], list[Entry]]:

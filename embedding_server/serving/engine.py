@@ -18,22 +18,33 @@ from embedding_server.core import (
     Embeddings,
     Kind,
     ModelSpec,
+    Query,
     Ranking,
-    Rows,
     Task,
     Text,
     Usage,
-    normalized,
+    Vector,
 )
-from embedding_server.errors import BadRequest, DeadlineExceeded, EmbeddingError, RerankError
+from embedding_server.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    EmbeddingError,
+    RerankError,
+    UnsupportedModel,
+)
 from embedding_server.observability.metrics import OTHER_MODEL, Metrics
+from embedding_server.runtime.encoder import InputError
 from embedding_server.serving.admission import AdmissionQueue
 from embedding_server.serving.batcher import RunError
+from embedding_server.serving.kinds import finished, scores
 from embedding_server.serving.model import TextTooLong
 from embedding_server.serving.registry import Registry
 from embedding_server.serving.schedule import Lane
 
 _MAX_PROMPT_CHARS = 10_000
+
+ONE_VECTOR = (Kind.DENSE, Kind.STATIC)
+"""Kinds that make one dense vector of a text."""
 
 Prompted = Callable[[ModelSpec], Sequence[Text]]
 """The texts of a request, as its model wants them; what it wants its files say."""
@@ -54,6 +65,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | None = None
     timeout: float | None = None
     client: str = ""
+
+
+class _Raw(msgspec.Struct, frozen=True):
+    """What a model made of a request, and the model as its files describe it."""
+
+    vectors: list[Vector]
+    spec: ModelSpec
+    usage: Usage
 
 
 class Stages:
@@ -98,8 +117,14 @@ class Engine:
         self.metrics = metrics
         self._max_text_chars = max_text_chars
 
-    async def embed(self, name: str, texts: Sequence[str], options: Options) -> Embeddings:
-        """One vector per text.
+    async def embed(
+        self,
+        name: str,
+        texts: Sequence[str] | Sequence[bytes],
+        options: Options,
+        kinds: Sequence[Kind] = ONE_VECTOR,
+    ) -> Embeddings:
+        """What a model of one of these kinds makes of each text or image file.
 
         Raises:
             UnsupportedModel, BadRequest: the request is wrong.
@@ -107,28 +132,33 @@ class Engine:
             EmbeddingError: the model failed on it.
         """
         with self._observed(Task.EMBED, name, len(texts)) as spec:
+            _check_kind(spec, kinds, name)
+            if texts and isinstance(texts[0], bytes) and not spec.takes_images:
+                raise UnsupportedModel(f"Model {name} takes texts, no images")
             _check_dimensions(options.dimensions, spec)
             _check_prompt(options.prompt)
             self._check_lengths(texts, _text_name)
-
-            def prompted(model: ModelSpec) -> list[Text]:
-                prompt = _prompt(model, options)
-                return [prompt + text for text in texts]
-
             try:
-                raw = await self._run(spec, prompted, options)
+                raw = await self._run(spec, lambda model: _prompted(model, texts, options), options)
             except TextTooLong as exc:
                 raise _too_long(_text_name(exc.index), exc.limit) from exc
+            except InputError as exc:
+                raise BadRequest(f"image {exc.index} {exc}") from exc
             except RunError as exc:
                 raise EmbeddingError(str(exc)) from exc
-            rows = raw.rows[:, : options.dimensions]
-            rows = normalized(rows) if options.normalize else np.ascontiguousarray(rows)
-            return Embeddings(rows, raw.usage)
+            vectors = finished(
+                spec.kind,
+                raw.vectors,
+                dimensions=options.dimensions,
+                normalize=options.normalize,
+            )
+            width = 0 if spec.kind is Kind.SPARSE else options.dimensions or raw.spec.dimensions
+            return Embeddings(vectors, width, raw.usage)
 
     async def rerank(
         self, name: str, query: str, documents: Sequence[str], top: int | None, options: Options
     ) -> Ranking:
-        """The `top` best documents for `query`, by a cross-encoder's score or by cosine.
+        """The `top` best documents for `query`, by the score that suits the model's kind.
 
         Raises:
             RerankError: the model failed; the others as in `embed`.
@@ -144,7 +174,7 @@ class Engine:
                     return [(query, text) for text in documents]
                 prompts = model.prompts
                 given = [prompts.get("document", "") + text for text in documents]
-                return [prompts.get("query", "") + query, *given] if given else []
+                return [Query(prompts.get("query", "") + query), *given] if given else []
 
             try:
                 raw = await self._run(spec, prompted, options)
@@ -153,11 +183,11 @@ class Engine:
                 raise _too_long(which, exc.limit) from exc
             except RunError as exc:
                 raise RerankError(str(exc)) from exc
-            scores = raw.rows[:, 0] if pairs else _cosines(raw.rows)
-            order = np.argsort(-scores, kind="stable")[:top].tolist()
-            return Ranking(order, [float(scores[index]) for index in order], raw.usage)
+            found = scores(spec.kind, raw.vectors)
+            order = np.argsort(-found, kind="stable")[:top].tolist()
+            return Ranking(order, [float(found[index]) for index in order], raw.usage)
 
-    async def _run(self, spec: ModelSpec, texts: Prompted, options: Options) -> Embeddings:
+    async def _run(self, spec: ModelSpec, texts: Prompted, options: Options) -> _Raw:
         """Raw vectors within the client's deadline."""
         if self.queue.draining:
             raise self.queue.refusal("draining", "the server is shutting down")
@@ -173,37 +203,37 @@ class Engine:
 
     async def _embed(
         self, spec: ModelSpec, prompted: Prompted, options: Options, stages: Stages
-    ) -> Embeddings:
+    ) -> _Raw:
         with await self.registry.lease(spec) as model:
             texts = prompted(model.spec)
             if not texts:
-                rows = np.empty((0, model.batcher.dimensions), np.float32)
-                return Embeddings(rows, Usage(fingerprint=model.fingerprint))
+                return _Raw([], model.spec, Usage(fingerprint=model.fingerprint))
             stages.enter("waiting for admission")
             work, lane = model.estimate(texts), Lane.of(len(texts))
             with await self.queue.permit(work, lane, options.client) as permit:
                 stages.enter("tokenising")
                 encodings = await model.tokenize(texts, truncate=options.truncate)
-                lengths = [len(one.ids) for one in encodings]
+                lengths = [len(one.item) for one in encodings]
                 permit.correct(model.batcher.work(lengths))
                 if model.batcher.ceiling.holds_back(max(lengths)):
                     message = f"{max(lengths)} tokens do not fit into the GPU's memory now"
                     raise self.queue.refusal("gpu_memory", message)
                 stages.enter("in the model's queue and runs")
-                rows = await model.batcher.embed([one.ids for one in encodings], options.client)
+                items = [one.item for one in encodings]
+                vectors = await model.batcher.embed(items, options.client)
             usage = Usage(
                 fingerprint=model.fingerprint,
-                tokens=sum(len(one.ids) for one in encodings),
+                tokens=sum(lengths),
                 truncated=sum(one.truncated for one in encodings),
                 waited=permit.waited,
                 predicted=permit.predicted_wait,
             )
-            return Embeddings(rows, usage)
+            return _Raw(vectors, model.spec, usage)
 
-    def _check_lengths(self, texts: Sequence[str], name: Callable[[int], str]) -> None:
+    def _check_lengths(self, texts: Sequence[str | bytes], name: Callable[[int], str]) -> None:
         limit = self._max_text_chars
         for index, text in enumerate(texts if limit else ()):
-            if len(text) > limit:
+            if isinstance(text, str) and len(text) > limit:
                 size = f"{len(text)} characters, the limit is {limit}"
                 raise BadRequest(f"{name(index)} has {size}")
 
@@ -236,10 +266,10 @@ def _too_long(which: str, limit: int) -> BadRequest:
     )
 
 
-def _cosines(rows: Rows) -> Rows:
-    """Of the first row with all others."""
-    rows = normalized(rows)
-    return rows[1:] @ rows[0] if len(rows) else np.empty(0, np.float32)
+def _check_kind(spec: ModelSpec, kinds: Sequence[Kind], name: str) -> None:
+    if spec.kind not in kinds:
+        wanted = " or ".join(kinds)
+        raise UnsupportedModel(f"Model {name} is {spec.kind}, a {wanted} one is needed here")
 
 
 def _check_dimensions(dimensions: int | None, spec: ModelSpec) -> None:
@@ -252,7 +282,11 @@ def _check_prompt(prompt: str | None) -> None:
         raise BadRequest(f"prompt has more than {_MAX_PROMPT_CHARS} characters")
 
 
-def _prompt(spec: ModelSpec, options: Options) -> str:
-    if options.prompt is not None:
-        return options.prompt
-    return spec.prompts.get(options.input_type or "", "")
+def _prompted(
+    spec: ModelSpec, texts: Sequence[str] | Sequence[bytes], options: Options
+) -> list[Text]:
+    prompt = options.prompt
+    if prompt is None:
+        prompt = spec.prompts.get(options.input_type or "", "")
+    form = Query if options.input_type == "query" else str
+    return [form(prompt + text) if isinstance(text, str) else text for text in texts]

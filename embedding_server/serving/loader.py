@@ -4,23 +4,18 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-import numpy as np
-
 from embedding_server.catalog import FilesError, ModelFilesError
 from embedding_server.convert import ConvertError
-from embedding_server.core import Kind, ModelSpec, Precision
+from embedding_server.core import ModelSpec, Precision
 from embedding_server.observability.metrics import Metrics
-from embedding_server.runtime.session import Session, SessionError
-from embedding_server.runtime.tokenizer import Tokenizer, TokenizerError
+from embedding_server.runtime.session import SessionError
+from embedding_server.runtime.tokenizer import TokenizerError
 from embedding_server.serving.batcher import Batcher
+from embedding_server.serving.check import CheckError, check
 from embedding_server.serving.device import Device
+from embedding_server.serving.kinds import probes
 from embedding_server.serving.model import Model
 from embedding_server.serving.source import RunPlan, Source
-
-_CHECK_TEXTS = ("", "a", "The model answers before anybody asks.")
-_CHECK_PAIRS = [("What answers?", text) for text in _CHECK_TEXTS]
-_CHECK_TOLERANCE = 1e-4
-"""Between a text alone and among others, for vectors of length 1; measured: under 1e-6."""
 
 
 class LoadError(Exception):
@@ -86,50 +81,27 @@ class Loader:
                     quiet=lambda: self._device.idle and self._device.runs == runs
                 )
                 session = source.open(profile.way.threads)
-                width = check(spec, source.tokenizer, session)
+                items = [one.item for one in source.encoder.encode(probes(spec))]
+                check(spec, items, session)
                 batcher = Batcher(
                     spec.id,
                     session,
                     self._device,
-                    width,
                     self._metrics,
                     profile=profile,
                     exact=None if session.precision is Precision.FP32 else source.exact,
                 )
-                batcher.ceiling.learn(session, spec.max_tokens)
-        except (ConvertError, TokenizerError, SessionError) as exc:
+                batcher.ceiling.learn(session, source.encoder.max_tokens)
+        except ModelFilesError as exc:
+            raise LoadError(str(exc), retry=False) from exc
+        except (ConvertError, TokenizerError, SessionError, CheckError) as exc:
             raise LoadError(str(exc)) from exc
         return Model(
             spec,
-            source.tokenizer,
+            source.encoder,
             batcher,
             self._tokenizing,
             self._metrics,
             fingerprint=source.fingerprint(session.provider),
             quality=profile.quality,
         )
-
-
-def check(spec: ModelSpec, tokenizer: Tokenizer, session: Session) -> int:
-    """Run a few texts together and alone; the width of their rows.
-
-    Raises:
-        LoadError: rows have the wrong width, are not finite, or depend on their neighbours.
-    """
-    scores = spec.kind is Kind.CROSS
-    encodings = tokenizer.encode_pairs(_CHECK_PAIRS) if scores else tokenizer.encode(_CHECK_TEXTS)
-    texts = [encoding.ids for encoding in encodings]
-    together = session.run(texts)
-    alone = np.concatenate([session.run([ids]) for ids in texts])
-    width = 1 if scores else spec.dimensions
-    if together.shape != (len(texts), width):
-        raise LoadError(f"rows have shape {together.shape}, expected width {width}")
-    lengths = np.linalg.norm(alone, axis=1, keepdims=True)
-    if scores:
-        lengths = np.maximum(lengths, 1.0)
-    if not (np.isfinite(together).all() and np.isfinite(lengths).all() and lengths.all()):
-        raise LoadError("the self-check gave vectors that are not finite, or zero")
-    difference = float(np.max(np.abs(together - alone) / lengths))
-    if difference > _CHECK_TOLERANCE:
-        raise LoadError(f"a text's vector differs by {difference:.1e} with its neighbours")
-    return width

@@ -131,7 +131,7 @@ class Ceiling:
         used = []
         for tokens in _LEARNED_TOKENS:
             try:
-                session.run(batch(tokens, max_tokens))
+                session.run(batch(session, tokens, max_tokens))
             except OutOfMemoryError:
                 self.ran_out(tokens)
                 break

@@ -1,4 +1,4 @@
-"""One resident model: its tokenizer, its session and its line of texts."""
+"""One resident model: its encoder, its session and its line of texts."""
 
 import asyncio
 import time
@@ -7,13 +7,11 @@ from concurrent.futures import Executor
 
 from embedding_server.core import Encoding, ModelSpec, Precision, Text
 from embedding_server.observability.metrics import Metrics
-from embedding_server.runtime.tokenizer import Tokenizer
+from embedding_server.runtime.encoder import Encoder
 from embedding_server.serving.batcher import Batcher
 from embedding_server.serving.cost import Work
 from embedding_server.serving.profile import Quality
 
-_INLINE_CHARS = 2_000
-"""Up to here tokenising on the event loop (about 0.3 ms) costs less than a change of threads."""
 _SMOOTHING = 0.1
 
 
@@ -30,7 +28,7 @@ class Model:
 
     Args:
         spec: what it is.
-        tokenizer: cuts texts to the spec's limit.
+        encoder: what its session takes of a request's texts.
         batcher: runs them.
         executor: one thread for tokenising larger requests off the event loop.
         fingerprint: names weights, tokenizer, pooling, precision, provider and runtime version.
@@ -40,7 +38,7 @@ class Model:
     def __init__(
         self,
         spec: ModelSpec,
-        tokenizer: Tokenizer,
+        encoder: Encoder,
         batcher: Batcher,
         executor: Executor,
         metrics: Metrics,
@@ -52,7 +50,7 @@ class Model:
         self.batcher = batcher
         self.fingerprint = fingerprint
         self.quality = quality
-        self._tokenizer = tokenizer
+        self._encoder = encoder
         self._executor = executor
         self._metrics = metrics
         self._tokens_per_char = 0.25
@@ -77,8 +75,8 @@ class Model:
 
     def estimate(self, texts: Sequence[Text]) -> Work:
         """What these texts cost, guessed without tokenising them."""
-        limit, ratio = self.spec.max_tokens, self._tokens_per_char
-        specials = self._tokenizer.specials
+        limit, ratio = self._encoder.max_tokens, self._tokens_per_char
+        specials = self._encoder.specials
         return self.batcher.work(
             min(limit, specials + int(chars * ratio)) for chars in _chars(texts)
         )
@@ -87,38 +85,32 @@ class Model:
         """One encoding per text, in order.
 
         Raises:
+            InputError: one cannot be read.
             TextTooLong: a text is over the limit and `truncate` is off.
         """
         started = time.perf_counter()
         chars = sum(_chars(texts))
-        if chars <= _INLINE_CHARS:
-            encodings = self._encode(texts)
+        if chars <= self._encoder.quick_chars:
+            encodings = self._encoder.encode(texts)
         else:
             loop = asyncio.get_running_loop()
-            encodings = await loop.run_in_executor(self._executor, self._encode, texts)
+            encodings = await loop.run_in_executor(self._executor, self._encoder.encode, texts)
         seconds = time.perf_counter() - started
         self._metrics.child(self._metrics.tokenize_seconds, self.spec.id).observe(seconds)
         self._learn(chars, encodings)
         if not truncate:
             for index, encoding in enumerate(encodings):
                 if encoding.truncated:
-                    raise TextTooLong(index, self.spec.max_tokens)
+                    raise TextTooLong(index, self._encoder.max_tokens)
         return encodings
-
-    def _encode(self, texts: Sequence[Text]) -> list[Encoding]:
-        pairs = [text for text in texts if isinstance(text, tuple)]
-        if pairs:
-            return self._tokenizer.encode_pairs(pairs)
-        return self._tokenizer.encode([text for text in texts if isinstance(text, str)])
 
     def _learn(self, chars: int, encodings: Sequence[Encoding]) -> None:
         """Follow the texts' tokens per character; cut texts say nothing about it."""
         if chars and not any(encoding.truncated for encoding in encodings):
-            ratio = (
-                sum(len(encoding.ids) - self._tokenizer.specials for encoding in encodings) / chars
-            )
+            specials = self._encoder.specials
+            ratio = sum(len(encoding.item) - specials for encoding in encodings) / chars
             self._tokens_per_char += _SMOOTHING * (ratio - self._tokens_per_char)
 
 
 def _chars(texts: Sequence[Text]) -> list[int]:
-    return [len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts]
+    return [sum(map(len, text)) if isinstance(text, tuple) else len(text) for text in texts]

@@ -33,8 +33,6 @@ _BATCHES: tuple[tuple[int, ...], ...] = (
 )
 """Lengths of texts, mixed as they come; batches over the model's limit are left out."""
 _ROUNDS = 5
-_TOKEN = 1
-"""Any id does: time does not depend on it."""
 
 log = structlog.get_logger()
 
@@ -91,17 +89,17 @@ def measure(
         return Cost(padded=session.padded)
     deadline = time.monotonic() + seconds
     batches = [batch for batch in _BATCHES if max(batch) <= max_tokens] or [(max_tokens,)]
-    best = dict.fromkeys(batches, np.inf)
+    best: dict[tuple[int, ...], float] = {}
     with beside_load(session, cores // session.threads.per_run - 1, max_tokens):
         for batch in itertools.chain.from_iterable(itertools.repeat(batches, _ROUNDS)):
-            texts = [np.full(length, _TOKEN, np.int64) for length in batch]
+            items = [session.sample(length) for length in batch]
+            key = tuple(map(len, items))
             started = time.perf_counter()
-            session.run(texts)
-            best[batch] = min(best[batch], time.perf_counter() - started)
+            session.run(items)
+            best[key] = min(best.get(key, np.inf), time.perf_counter() - started)
             if time.monotonic() > deadline or not quiet():
                 break
-    measured = {batch: value for batch, value in best.items() if np.isfinite(value)}
-    return fit(measured, padded=session.padded)
+    return fit(best, padded=session.padded)
 
 
 def fit(measured: Mapping[tuple[int, ...], float], *, padded: bool) -> Cost:

@@ -22,7 +22,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from embedding_server.core import Ids
+from embedding_server.core import Item
 from embedding_server.serving.cost import Cost, Shape
 from embedding_server.serving.shares import Shares
 
@@ -74,7 +74,7 @@ class Entry(msgspec.Struct, eq=False):
     when, counted over all lines.
     """
 
-    ids: Ids
+    item: Item
     job: Any
     index: int
     line: "Line[Any]"
@@ -149,21 +149,23 @@ class Schedule(Generic[M]):
         lines = (line for client in self._clients.values() for line in client.lines.values())
         return sum(len(line.entries) for line in lines if line.model is model)
 
-    def add(self, model: M, lane: Lane, client: str, job: Any, texts: Iterable[Ids]) -> list[Entry]:
+    def add(
+        self, model: M, lane: Lane, client: str, job: Any, items: Iterable[Item]
+    ) -> list[Entry]:
         """Put a job's texts in line."""
         line = Line(client, lane, model)
         if client in self._clients:
             line = self._clients[client].lines.get((lane, model), line)
         entries = [
             Entry(
-                ids=ids,
+                item=item,
                 job=job,
                 index=index,
                 line=line,
                 sequence=next(self._sequence),
-                length=len(ids),
+                length=len(item),
             )
-            for index, ids in enumerate(texts)
+            for index, item in enumerate(items)
         ]
         if entries:
             self._shares.join(client)

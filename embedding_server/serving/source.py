@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 
 from embedding_server.convert import WEIGHTS, Int8, convert
-from embedding_server.core import Ids, ModelSpec, Precision, normalized
+from embedding_server.core import Item, Kind, ModelSpec, Precision, normalized
 from embedding_server.runtime.cores import sums_bytes_exactly
-from embedding_server.runtime.layout import Padded
+from embedding_server.runtime.encoder import Encoder
 from embedding_server.runtime.session import (
     CPU,
     VERSION,
@@ -26,13 +26,14 @@ from embedding_server.runtime.session import (
     activations,
     packed,
 )
-from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving import profile as profiles
+from embedding_server.serving.kinds import encoder_of, layout_of
 from embedding_server.serving.profile import Profile, Quality, device_name
 from embedding_server.serving.texts import CALIBRATION, JUDGEMENT
 from embedding_server.serving.tuning import Way, batch, best_way, ways
 from embedding_server.settings import Settings
 
+_DECIDING = ("tokenizer.json", "preprocessor_config.json")
 _ROWS_PER_TEXT = 12
 _COMPARED_TOKENS, _COMPARED_RUNS = 512, 5
 
@@ -48,6 +49,7 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     reproducible: bool = False
     threads_per_run: int = 0
     warmup: float = 0.0
+    max_image_pixels: int = 1 << 24
 
     @classmethod
     def of(cls, settings: Settings) -> "RunPlan":
@@ -59,6 +61,7 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
             reproducible=settings.reproducible,
             threads_per_run=settings.threads_per_run,
             warmup=settings.warmup_ms / 1000,
+            max_image_pixels=settings.max_image_pixels,
         )
 
 
@@ -73,11 +76,11 @@ class Source:
         self._spec = spec
         self._plan = plan
         self._cores = cores
-        self._tokenizer_file = spec.directory / "tokenizer.json"
-        self.tokenizer = Tokenizer(self._tokenizer_file, spec.max_tokens)
+        self.encoder = encoder_of(spec, plan.max_image_pixels)
         self._layout: LayoutOf = packed
         exact = plan.precision is Precision.FP32
-        self._exported = bool(spec.file) and (exact or not (spec.directory / WEIGHTS).exists())
+        convertible = spec.kind is Kind.DENSE and (spec.directory / WEIGHTS).exists()
+        self._exported = bool(spec.file) and (exact or not convertible)
         if spec.file and self._exported:
             if not exact:
                 raise SessionError(
@@ -85,14 +88,14 @@ class Source:
                     " exported graph"
                 )
             self._graph = spec.directory / spec.file
-            self._layout = partial(Padded, pooling=spec.pooling, pad=spec.pad)
+            self._layout = layout_of(spec, self.encoder)
             return
         self._graph = convert(
             spec.directory,
             spec.pooling,
             plan.cache,
             expected_sha256=spec.weights_sha256,
-            int8=int8_graphs(self.tokenizer) if plan.precision is Precision.INT8 else None,
+            int8=int8_graphs(self.encoder) if plan.precision is Precision.INT8 else None,
         )
 
     @property
@@ -103,13 +106,18 @@ class Source:
         wanted = min(self._plan.threads_per_run, self._cores)
         return Threads(wanted) if wanted else None
 
-    def open(self, threads: Threads, *, wide: bool = True) -> OnnxSession:
+    def open(self, threads: Threads, *, wide: bool = True) -> Session:
         """A session; a graph that cannot be opened is dropped and made anew next time.
 
         Args:
             threads: of a run.
             wide: a second session for lone runs, on all cores.
         """
+        if self._spec.fastembed:
+            # Here, because its libraries take half a second.
+            from embedding_server.catalog.objects import ObjectSession  # noqa: PLC0415
+
+            return ObjectSession(self._spec, threads)
         try:
             return OnnxSession(
                 self._graph,
@@ -124,7 +132,7 @@ class Source:
                 shutil.rmtree(self._graph.parent, ignore_errors=True)
             raise
 
-    def exact(self) -> OnnxSession:
+    def exact(self) -> Session:
         """A session of the same model in fp32, on one thread."""
         plan = msgspec.structs.replace(self._plan, precision=Precision.FP32)
         return Source(self._spec, plan, 1).open(Threads())
@@ -162,9 +170,10 @@ class Source:
         """What the reduced precision is worth, against fp32."""
         exact = self.exact()
         session = self.open(Threads(), wide=False)
-        texts = [encoding.ids for encoding in self.tokenizer.encode(JUDGEMENT)]
-        cosines = np.vecdot(normalized(session.run(texts)), normalized(exact.run(texts)))
-        mixed = batch(_COMPARED_TOKENS, self._spec.max_tokens)
+        texts = [encoding.item for encoding in self.encoder.encode(JUDGEMENT)]
+        rows, expected = (normalized(one.run(texts)) for one in (session, exact))
+        cosines = np.vecdot(rows, expected)
+        mixed = batch(session, _COMPARED_TOKENS, self.encoder.max_tokens)
         times = [(_time(session, mixed), _time(exact, mixed)) for _ in range(_COMPARED_RUNS)]
         return Quality(
             cosine=round(float(cosines.min()), 4),
@@ -173,8 +182,11 @@ class Source:
 
     @cached_property
     def _identity(self) -> str:
-        """Graph and tokenizer by content; 8-bit graphs come out of a measurement."""
-        digest = hashlib.sha256(self._tokenizer_file.read_bytes())
+        """Graph and what encodes for it by content; 8-bit graphs come out of a measurement."""
+        digest = hashlib.sha256()
+        for name in _DECIDING:
+            if (path := self._spec.directory / name).exists():
+                digest.update(path.read_bytes())
         if self._spec.file or self._plan.precision is Precision.INT8:
             for path in sorted(self._graph.parent.glob(f"{self._graph.name}*")):
                 with path.open("rb") as file:
@@ -189,7 +201,7 @@ class Source:
         return digest.hexdigest()
 
     def _measure(self, quiet: Callable[[], bool]) -> Profile:
-        half, limit = self._plan.warmup / 2 * quiet(), self._spec.max_tokens
+        half, limit = self._plan.warmup / 2 * quiet(), self.encoder.max_tokens
         way = Way(self.fixed_threads or Threads())
         if half:
             tried = ways(self._cores, self.fixed_threads)
@@ -206,9 +218,9 @@ class Source:
         )
 
 
-def int8_graphs(tokenizer: Tokenizer, fp32_share: float = 1 / 12) -> Int8:
-    """How this server makes 8-bit graphs for a model with this tokenizer."""
-    texts = [encoding.ids for encoding in tokenizer.encode(CALIBRATION)]
+def int8_graphs(encoder: Encoder, fp32_share: float = 1 / 12) -> Int8:
+    """How this server makes 8-bit graphs for a model with this encoder."""
+    texts = [encoding.item for encoding in encoder.encode(CALIBRATION)]
     key = hashlib.sha256(f"{VERSION} {_ROWS_PER_TEXT}".encode())
     key.update(np.concatenate(texts).tobytes())
     return Int8(
@@ -219,7 +231,7 @@ def int8_graphs(tokenizer: Tokenizer, fp32_share: float = 1 / 12) -> Int8:
     )
 
 
-def _time(session: Session, texts: Sequence[Ids]) -> float:
+def _time(session: Session, items: Sequence[Item]) -> float:
     started = time.perf_counter()
-    session.run(texts)
+    session.run(items)
     return time.perf_counter() - started

@@ -13,9 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import msgspec
-import numpy as np
 
-from embedding_server.core import Ids
+from embedding_server.core import Item
 from embedding_server.runtime.session import Session, Spinning, Threads
 
 Open = Callable[[Threads], Session]
@@ -135,7 +134,8 @@ def frontier(points: Iterable[Point]) -> list[Point]:
 
 def measure(session: Session, way: Way, cores: int, max_tokens: int, seconds: float) -> Point:
     """Keep all cores busy for so long, beside a busy event loop; one run each at least."""
-    slots, texts = cores // way.threads.per_run, batch(way.batch_tokens, max_tokens)
+    slots, texts = cores // way.threads.per_run, batch(session, way.batch_tokens, max_tokens)
+    tokens = sum(map(len, texts))
     session.run(texts)
     with beside_load(session, 0, max_tokens), ThreadPoolExecutor(slots) as pool:
         started = time.perf_counter()
@@ -150,26 +150,26 @@ def measure(session: Session, way: Way, cores: int, max_tokens: int, seconds: fl
         done = list(pool.map(work, range(slots)))
     return Point(
         way=way,
-        tokens_per_second=sum(runs * way.batch_tokens / elapsed for runs, elapsed in done),
+        tokens_per_second=sum(runs * tokens / elapsed for runs, elapsed in done),
         run_seconds=sum(elapsed for _, elapsed in done) / sum(runs for runs, _ in done),
     )
 
 
-def batch(tokens: int, max_tokens: int) -> list[Ids]:
-    """Texts of mixed lengths, at most `max_tokens` each, of so many tokens together."""
-    texts: list[Ids] = []
+def batch(session: Session, tokens: int, max_tokens: int) -> list[Item]:
+    """Inputs of mixed lengths, at most `max_tokens` each, of about so many tokens together."""
+    items: list[Item] = []
     for length in itertools.cycle(_LENGTHS):
-        texts.append(np.ones(min(length, max_tokens, tokens), np.int64))
-        tokens -= len(texts[-1])
-        if not tokens:
+        items.append(session.sample(min(length, max_tokens, tokens)))
+        tokens -= len(items[-1])
+        if tokens <= 0:
             break
-    return texts
+    return items
 
 
 @contextmanager
 def beside_load(session: Session, slots: int, max_tokens: int) -> Iterator[None]:
     """Load as a busy server has it: an event loop at work, and so many slots that run batches."""
-    done, texts = threading.Event(), batch(_SIZES[0], max_tokens)
+    done, texts = threading.Event(), batch(session, _SIZES[0], max_tokens)
 
     def loop() -> None:
         while not done.wait(_LOOP_EVERY_SECONDS):

@@ -34,8 +34,8 @@ def expected(directory: Path) -> list[float]:
     """The scores of the documents by the book."""
     words, kinds, head = cross_encoder_weights()
     tokenizer = Tokenizer(directory / "tokenizer.json", MAX_TOKENS)
-    encodings = tokenizer.encode_pairs([(QUERY, document) for document in DOCUMENTS])
-    states = [(words[one.ids % SEGMENT] + kinds[one.ids // SEGMENT]).sum(0) for one in encodings]
+    encodings = tokenizer.encode([(QUERY, document) for document in DOCUMENTS])
+    states = [(words[one.item % SEGMENT] + kinds[one.item // SEGMENT]).sum(0) for one in encodings]
     return [float(state @ head[:, 0]) for state in states]
 
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from embedding_server.api import encode
-from embedding_server.api.encode import base64_row, json_items, json_object, json_rows
+from embedding_server.api.encode import base64_row, json_items, json_object, json_vectors
 
 ROWS = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
 
 
 @pytest.mark.parametrize("at_once", [1, 12, 1_000_000])
-async def test_json_rows(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+async def test_json_vectors(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     """Written in parts or at once, every float32 survives the round trip."""
     monkeypatch.setattr(encode, "_FLOATS_AT_ONCE", at_once)
-    assert np.array_equal(np.array(json.loads(await json_rows(ROWS)), np.float32), ROWS)
+    assert np.array_equal(np.array(json.loads(await json_vectors(ROWS)), np.float32), ROWS)
 
 
 @pytest.mark.parametrize("at_once", [1, 12, 1_000_000])
@@ -30,13 +30,13 @@ async def test_json_items(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None
 
 async def test_empty_rows() -> None:
     """No rows are an empty array."""
-    assert await json_rows(ROWS[:0]) == b"[]"
+    assert await json_vectors(ROWS[:0]) == b"[]"
     assert await json_items(ROWS[:0], lambda index, row: {"at": index, "row": row}) == b"[]"
 
 
 async def test_floats_are_shortest() -> None:
     """A float32 is written with the fewest digits that give it back."""
-    assert await json_rows(np.array([[0.1]], np.float32)) == b"[[0.1]]"
+    assert await json_vectors(np.array([[0.1]], np.float32)) == b"[[0.1]]"
 
 
 def test_base64_row() -> None:

@@ -39,6 +39,10 @@ class Broken:
         """See `Session`."""
         raise ValueError("/secret/path: CUDA error 700")
 
+    def sample(self, tokens: int) -> Any:
+        """See `Session`."""
+        raise NotImplementedError
+
 
 class Stuck(FakeSession):
     """A session whose runs wait for `release()`."""

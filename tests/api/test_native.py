@@ -166,12 +166,13 @@ async def test_model_lists(client: Client) -> None:
             "name": name,
             "description": "",
             "model_type": "embedding",
+            "kind": "dense",
             "dimensions": HIDDEN,
         }
         for name in ("other", "tiny")
     ]
     assert (await client.get("/api/rerankers")).json() == [
-        {"id": "tiny", "name": "tiny", "description": "", "model_type": "reranker"}
+        {"id": "tiny", "name": "tiny", "description": "", "model_type": "reranker", "kind": "dense"}
     ]
 
 

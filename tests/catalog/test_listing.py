@@ -44,7 +44,7 @@ def test_models_table(models: Path, tmp_path: Path) -> None:
     assert rows["Xenova/bge-small-en-v1.5"][-2:] == ["no", "yes"]
     assert rows["tiny"][-4:] == [str(models / "tiny"), "-", "yes", "yes"]
     assert rows["Qdrant/bm25"][1] == "sparse"
-    assert rows["Qdrant/bm25"][-1] == "no"
+    assert rows["Qdrant/bm25"][-1] == "yes"
 
 
 def test_models_as_json(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The models known by name, against tables typed from the project's list and FastEmbed's source."""
 
+import string
 from itertools import chain
 
 import pytest
@@ -16,12 +17,13 @@ from fastembed.rerank.cross_encoder import TextCrossEncoder
 
 from embedding_server.catalog.fastembed import fastembed_models, translate
 from embedding_server.catalog.published import gpu_friendly, published_models
-from embedding_server.core import Kind, ModelSpec, Pooling
+from embedding_server.core import Kind, Markers, ModelSpec, Pooling
 from embedding_server.errors import StartupError
 
 MEAN, CLS, LAST, NONE = Pooling.MEAN, Pooling.CLS, Pooling.LAST, Pooling.NONE
 DENSE, SPARSE, CROSS, IMAGE = Kind.DENSE, Kind.SPARSE, Kind.CROSS, Kind.IMAGE
 MULTI, STATIC = Kind.MULTI, Kind.STATIC
+TOKENS, SPLADE = Pooling.TOKENS, Pooling.SPLADE
 
 ONNX = "onnx/model.onnx"
 DATA = "onnx/model.onnx onnx/model.onnx_data"
@@ -143,7 +145,7 @@ THEIRS = [
     ("minishlab/potion-multilingual-128M", "=", STATIC, "model.safetensors", NONE, 256, True),
     (
         *("prithivida/Splade_PP_en_v1", "Qdrant/Splade_PP_en_v1"),
-        *(SPARSE, "model.onnx", NONE, 30522, False),
+        *(SPARSE, "model.onnx", SPLADE, 30522, False),
     ),
     (
         "Qdrant/bm42-all-minilm-l6-v2-attentions",
@@ -161,14 +163,14 @@ THEIRS = [
         "Qdrant/opensearch-neural-sparse-encoding-doc-v3-gte",
         *(SPARSE, "model.onnx idf.json", NONE, 30522, False),
     ),
-    ("colbert-ir/colbertv2.0", "=", MULTI, "model.onnx", NONE, 128, True),
-    ("answerdotai/answerai-colbert-small-v1", "=", MULTI, "vespa_colbert.onnx", NONE, 96, True),
-    ("jinaai/jina-colbert-v2", "=", MULTI, DATA, NONE, 128, True),
-    ("lightonai/LateOn", "=", MULTI, "model.onnx", NONE, 128, True),
-    ("lightonai/mLateOn", "=", MULTI, "model.onnx", NONE, 128, True),
+    ("colbert-ir/colbertv2.0", "=", MULTI, "model.onnx", TOKENS, 128, True),
+    ("answerdotai/answerai-colbert-small-v1", "=", MULTI, "vespa_colbert.onnx", TOKENS, 96, True),
+    ("jinaai/jina-colbert-v2", "=", MULTI, DATA, TOKENS, 128, True),
+    ("lightonai/LateOn", "=", MULTI, "model.onnx", TOKENS, 128, True),
+    ("lightonai/mLateOn", "=", MULTI, "model.onnx", TOKENS, 128, True),
     (
         *("jinaai/jina-embeddings-v2-small-en-tokens", "Xenova/jina-embeddings-v2-small-en"),
-        *(MULTI, ONNX, NONE, 512, False),
+        *(MULTI, ONNX, TOKENS, 512, False),
     ),
     ("Qdrant/colpali-v1.3-fp16", "=", MULTI, "model.onnx model.onnx_data", NONE, 128, False),
     ("Qdrant/colmodernvbert", "=", MULTI, "model_v2.onnx processor_config.json", NONE, 128, False),
@@ -270,6 +272,38 @@ PROMPTS = {
     },
 }
 
+OBJECTS = {
+    "jinaai/jina-embeddings-v3": "JinaEmbeddingV3",
+    "google/siglip2-base-patch16-224": "SiglipOnnxTextEmbedding",
+    "minishlab/potion-base-8M": "StaticTextEmbedding",
+    "minishlab/potion-retrieval-32M": "StaticTextEmbedding",
+    "minishlab/potion-multilingual-128M": "StaticTextEmbedding",
+    "Qdrant/bm42-all-minilm-l6-v2-attentions": "Bm42",
+    "Qdrant/bm25": "Bm25",
+    "Qdrant/minicoil-v1": "MiniCOIL",
+    "opensearch-project/opensearch-neural-sparse-encoding-doc-v3-gte": "IfSplade",
+    "Qdrant/colpali-v1.3-fp16": "ColPali",
+    "Qdrant/colmodernvbert": "ColModernVBERT",
+}
+
+COLBERT = Markers(query=1, document=2, expand=32, skip=string.punctuation)
+MARKERS = {
+    "colbert-ir/colbertv2.0": COLBERT,
+    "answerdotai/answerai-colbert-small-v1": COLBERT,
+    "jinaai/jina-colbert-v2": Markers(
+        query=250002,
+        document=250003,
+        mask="<mask>",
+        expand=32,
+        attend=True,
+        skip=string.punctuation,
+    ),
+    "lightonai/LateOn": Markers(
+        query=50368, document=50369, skip=string.punctuation, counted=False
+    ),
+    "lightonai/mLateOn": Markers(query=256000, document=256001, mask="<mask>", counted=False),
+}
+
 Row = tuple[str, Kind, str, list[str], str | None, Pooling, int, bool, int]
 
 
@@ -338,6 +372,18 @@ def test_star_leaves_out() -> None:
 def test_prompts() -> None:
     """The families that need them have prompts, all others none."""
     assert {spec.id: spec.prompts for spec in published_models() if spec.prompts} == PROMPTS
+
+
+def test_what_runs_as_an_object() -> None:
+    """What is more than a graph and a pooling runs through FastEmbed's own class."""
+    models = [spec for spec in published_models() if spec.fastembed]
+    assert {spec.id: spec.fastembed and spec.fastembed.cls for spec in models} == OBJECTS
+
+
+def test_markers() -> None:
+    """Late interaction marks its texts as the models were trained."""
+    models = published_models()
+    assert {spec.id: spec.markers for spec in models if spec.markers} == MARKERS
 
 
 def test_licence_and_size_come_along() -> None:

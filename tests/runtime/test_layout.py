@@ -55,7 +55,7 @@ def test_rows_are_filled_up_at_their_end() -> None:
 def test_pooling_leaves_padding_out(pooling: Pooling, expected: Any) -> None:
     """What stands at padded places does not matter."""
     states = np.array([[[1, 2], [3, 4], [5, 6]], [[7, 8], [99, 99], [99, 99]]], np.float16)
-    rows = layout(pooling=pooling).rows(states, TEXTS)
+    rows = np.asarray(layout(pooling=pooling).vectors(states, TEXTS))
     assert rows.dtype == np.float32
     assert rows.tolist() == expected
 
@@ -64,7 +64,7 @@ def test_pooling_leaves_padding_out(pooling: Pooling, expected: Any) -> None:
 def test_mean_of_any_lengths(lengths: list[int]) -> None:
     """The mean is that of each text's own states."""
     states = np.random.default_rng(0).normal(size=(len(lengths), max(lengths), 3)).astype("f4")
-    rows = layout().rows(states, [ids(length) for length in lengths])
+    rows = np.asarray(layout().vectors(states, [ids(length) for length in lengths]))
     expected = [one[:length].mean(0) for one, length in zip(states, lengths, strict=True)]
     assert np.abs(rows - expected).max() < 1e-5
 
@@ -75,7 +75,7 @@ def test_vectors_are_taken_before_states() -> None:
     chosen = layout(outputs=(STATES, pooled))
     assert chosen.output == "sentence_embedding"
     rows = np.ones((2, 2), np.float32)
-    assert chosen.rows(rows, TEXTS) is rows
+    assert chosen.vectors(rows, TEXTS) is rows
     other = Value("anything", "tensor(float)", ["n", "t", 2])
     assert layout(outputs=(other,)).output == "anything"
 

@@ -27,8 +27,8 @@ def tokenizer(models: Path) -> Tokenizer:
 def test_file_settings_are_cleared(tokenizer: Tokenizer) -> None:
     """Truncation and padding that the file asks for do not happen."""
     short, long = tokenizer.encode(["the", "the of " * 10])
-    assert short.ids.tolist() == [CLS, 4, SEP]
-    assert len(long.ids) == 22
+    assert short.item.tolist() == [CLS, 4, SEP]
+    assert len(long.item) == 22
     assert not long.truncated
 
 
@@ -38,21 +38,21 @@ def test_file_settings_are_cleared(tokenizer: Tokenizer) -> None:
 def test_cut_keeps_special_tokens(tokenizer: Tokenizer, words: int, truncated: bool) -> None:  # noqa: FBT001
     """A text over the limit keeps its first tokens and both special ones."""
     (encoding,) = tokenizer.encode([" ".join(["the"] * words)])
-    assert len(encoding.ids) == min(words + 2, MAX_TOKENS)
-    assert (encoding.ids[0], encoding.ids[-1]) == (CLS, SEP)
+    assert len(encoding.item) == min(words + 2, MAX_TOKENS)
+    assert (encoding.item[0], encoding.item[-1]) == (CLS, SEP)
     assert encoding.truncated is truncated
 
 
 def test_sparse_text_is_read_on(tokenizer: Tokenizer) -> None:
     """Where the first characters give too few tokens, more are read, up to a limit."""
     (encoding,) = tokenizer.encode([" " * 1000 + "the of and"])
-    assert encoding.ids.tolist() == [CLS, 4, 6, 7, SEP]
+    assert encoding.item.tolist() == [CLS, 4, 6, 7, SEP]
     assert not encoding.truncated
     (encoding,) = tokenizer.encode(["the of" + " " * 1_000_000])
-    assert encoding.ids.tolist() == [CLS, 4, 6, SEP]
+    assert encoding.item.tolist() == [CLS, 4, 6, SEP]
     assert not encoding.truncated
     (encoding,) = tokenizer.encode([" " * 1_000_000 + "the of and"])
-    assert encoding.ids.tolist() == [CLS, SEP]
+    assert encoding.item.tolist() == [CLS, SEP]
     assert encoding.truncated
 
 
@@ -67,7 +67,7 @@ def test_a_word_at_the_cut_does_not_count() -> None:
     spec = demo_model()
     text = "between " * 245 + "x" * 300
     (encoding,) = Tokenizer(spec.directory / "tokenizer.json", spec.max_tokens).encode([text])
-    assert len(encoding.ids) == 248
+    assert len(encoding.item) == 248
     assert not encoding.truncated
 
 
@@ -80,7 +80,7 @@ def test_same_ids_as_the_whole_text() -> None:
     backend.enable_truncation(spec.max_tokens)
     texts = ["incomprehensibilities " * 500, "漢字" * 2000, "a, " * 4000, "x" * 300 + " y" * 5000]
     for text, encoding in zip(texts, Tokenizer(path, spec.max_tokens).encode(texts), strict=True):
-        assert encoding.ids.tolist() == backend.encode(text).ids
+        assert encoding.item.tolist() == backend.encode(text).ids
         assert encoding.truncated
 
 
@@ -118,12 +118,12 @@ def test_pairs_are_cut_like_the_library_does(pairs: list[tuple[str, str]], limit
     """A pair too long loses tokens of its longer text, as with the tokenizers library itself."""
     with tempfile.TemporaryDirectory() as scratch:
         path = write_model(Path(scratch, "m")) / "tokenizer.json"
-        ours = Tokenizer(path, limit).encode_pairs(pairs)
+        ours = Tokenizer(path, limit).encode(pairs)
         reference = Backend.from_file(str(path))
     reference.no_padding()
     reference.enable_truncation(limit, strategy="longest_first")
     for one, pair in zip(ours, pairs, strict=True):
         expected = reference.encode(*pair)
-        assert (one.ids % SEGMENT).tolist() == expected.ids
-        assert (one.ids // SEGMENT).tolist() == expected.type_ids
+        assert (one.item % SEGMENT).tolist() == expected.ids
+        assert (one.item // SEGMENT).tolist() == expected.type_ids
         assert one.truncated == bool(expected.overflowing)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from embedding_server.serving.device import Device, Run
 from embedding_server.serving.memory import Ceiling, MemoryGate
 from embedding_server.serving.profile import Profile
 from embedding_server.serving.tuning import Way
-from tests.fakes import MEMORY, WIDTH, FakeMonitor, FakeSession, ids
+from tests.fakes import MEMORY, FakeMonitor, FakeSession, ids
 
 
 @pytest_asyncio.fixture
@@ -33,7 +34,7 @@ def batcher(
 ) -> Batcher:
     """A batcher for `session`; `exact` opens it in fp32."""
     profile = Profile(Cost(), Way(), 0.0)
-    return Batcher("fake", session, device, WIDTH, Metrics("test"), profile=profile, exact=exact)
+    return Batcher("fake", session, device, Metrics("test"), profile=profile, exact=exact)
 
 
 async def started(session: FakeSession) -> None:
@@ -48,8 +49,8 @@ async def test_rows_come_back_in_order(device: Device) -> None:
     rows = await batcher(device, session).embed(
         [ids(length, index) for index, length in enumerate(lengths)]
     )
-    assert rows[:, 0].tolist() == lengths
-    assert rows[:, 1].tolist() == list(range(len(lengths)))
+    assert np.stack(rows)[:, 0].tolist() == lengths
+    assert np.stack(rows)[:, 1].tolist() == list(range(len(lengths)))
     assert sorted(chain(*session.batches)) == sorted(lengths)
     assert len(session.batches) > 1
 
@@ -81,7 +82,7 @@ async def test_one_bad_text_fails_alone(device: Device) -> None:
     session.release()
     with pytest.raises(RunError):
         await bad
-    assert [(await task)[0, 0] for task in (first, *good)] == [9, 4, 5, 6, 7]
+    assert [(await task)[0][0] for task in (first, *good)] == [9, 4, 5, 6, 7]
     assert repr(device) == "Device(cores=1, running=0, Schedule(interactive=0, bulk=0))"
 
 
@@ -144,7 +145,7 @@ async def test_abandoned_run_is_stopped(device: Device) -> None:
     gone.cancel()
     await asyncio.gather(first, gone, return_exceptions=True)
     session.release()
-    assert (await stays)[0, 0] == 5
+    assert (await stays)[0][0] == 5
     assert session.batches == [[9], [4, 5]]
 
 
@@ -174,7 +175,7 @@ async def test_dead_slot_is_replaced() -> None:
     line = batcher(device, session)
     with pytest.raises(RunError):
         await line.embed([ids(3, first=998)])
-    assert (await line.embed([ids(3)]))[0, 0] == 3
+    assert (await line.embed([ids(3)]))[0][0] == 3
     assert metrics.total(metrics.slot_restarts) == 1
     assert device.problem == ""
     device.stop()
@@ -195,10 +196,18 @@ async def test_one_wake_up_per_batch(device: Device) -> None:
     assert wakeups == len(session.batches) == 4
 
 
-async def test_rows_of_another_shape_are_a_failure(device: Device) -> None:
-    """A session that answers with other rows than asked for fails its requests, none hangs."""
+class Forgetful(FakeSession):
+    """A session that leaves out its last vector."""
+
+    def run(self, texts: Any, **options: Any) -> Any:
+        """See `Session`."""
+        return super().run(texts, **options)[:-1]
+
+
+async def test_too_few_vectors_are_a_failure(device: Device) -> None:
+    """A session that answers with fewer vectors than asked for fails its requests, none hangs."""
     with pytest.raises(RunError):
-        await batcher(device, FakeSession(width=WIDTH + 1)).embed([ids(10)])
+        await batcher(device, Forgetful()).embed([ids(10), ids(3)])
 
 
 async def test_cancelled_request_leaves_the_line(device: Device) -> None:
@@ -236,7 +245,7 @@ async def test_cancelled_request_in_a_run_harms_nobody(device: Device) -> None:
     await asyncio.gather(gone, return_exceptions=True)
     session.release()
     assert session.batches == [[9], [4, 5]]
-    assert (await stays)[0, 0] == 5
+    assert (await stays)[0][0] == 5
     assert np.isfinite(await line.embed([ids(3)])).all()
 
 
@@ -322,7 +331,7 @@ async def test_out_of_memory_is_latency(device: Device) -> None:
     session.room = 40
     line = batcher(device, session)
     rows = await line.embed([ids(10, first) for first in range(6)])
-    assert rows[:, 1].tolist() == list(range(6))
+    assert np.stack(rows)[:, 1].tolist() == list(range(6))
     assert session.batches == [[10] * 6, [10] * 3, [10] * 3]
     assert session.lean == [False, True, True]
     assert repr(line.ceiling) == "Ceiling(high_water=30, limit=30.0)"
@@ -352,7 +361,7 @@ async def test_a_text_too_large_for_memory(device: Device) -> None:
         await line.embed([ids(50)])
     assert session.batches == [[50], [50]]
     assert session.lean == [False, True]
-    assert (await line.embed([ids(8)]))[0, 0] == 8
+    assert (await line.embed([ids(8)]))[0][0] == 8
 
 
 async def test_a_full_card_is_used_in_full() -> None:

@@ -29,7 +29,7 @@ ONE, TWO, FOUR = (Threads(count) for count in (1, 2, 4))
 @given(st.integers(1, 3000), st.integers(1, 512))
 def test_batches_have_the_size_asked_for(tokens: int, limit: int) -> None:
     """A batch has exactly so many tokens, and no text over the model's limit."""
-    texts = batch(tokens, limit)
+    texts = batch(FakeSession(), tokens, limit)
     assert sum(map(len, texts)) == tokens
     assert max(map(len, texts)) <= limit
 

@@ -1,0 +1,132 @@
+"""The native dialect's routes for other vectors and inputs: sparse ones, and images."""
+
+import base64
+import binascii
+import re
+from typing import Any
+
+import msgspec
+from litestar import post
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import JSONBody
+from litestar.response.base import ASGIResponse
+
+from embedding_server.api.body import ApiRequest
+from embedding_server.api.encode import json_items, json_object
+from embedding_server.api.errors import ERRORS
+from embedding_server.api.inference import (
+    EmbedOptions,
+    VectorOptions,
+    checked_count,
+    respond,
+    respond_with_vectors,
+    texts_of,
+)
+from embedding_server.api.middleware import INFERENCE
+from embedding_server.api.parts import parts
+from embedding_server.core import Kind, Vector
+from embedding_server.errors import BadRequest
+
+_DATA_URI = re.compile(r"data:[\w/+.-]*;base64,", re.ASCII)
+_REMOTE = re.compile(r"(https?|ftp|file)://", re.IGNORECASE)
+_MAX_URI_CHARS = 100
+
+
+class SparseRequest(EmbedOptions, kw_only=True, frozen=True):
+    """One text as `text`, or one or several as `input`; `input_type: query` for queries."""
+
+    text: str | None = None
+    input: str | list[str] | None = None
+
+
+class SparseVector(msgspec.Struct):
+    """Weights of words: `values[i]` belongs to the word `indices[i]`; indices ascend."""
+
+    indices: list[int]
+    values: list[float]
+
+
+class SparseAnswer(msgspec.Struct):
+    """One vector per text, in order."""
+
+    embeddings: list[SparseVector]
+    model: str
+    count: int
+
+
+class ImageRequest(VectorOptions, kw_only=True, frozen=True):
+    """PNG, JPEG or WebP files in base64, bare or as data URIs: one as `image`, or as `images`."""
+
+    image: str | None = None
+    images: list[str] | None = None
+
+    def files(self) -> list[bytes]:
+        """The files; raises `BadRequest`."""
+        if (self.image is None) == (self.images is None):
+            raise BadRequest("give either image or images")
+        given = [self.image] if self.image is not None else self.images or []
+        return [_decoded(index, text) for index, text in enumerate(given)]
+
+
+class ImageAnswer(msgspec.Struct):
+    """One vector per image, in order; of late-interaction models a list of vectors per image."""
+
+    embeddings: list[list[float | list[float] | str] | str]
+    model: str
+    count: int
+    dimensions: int
+
+
+@post(
+    "/api/embed/sparse",
+    status_code=200,
+    opt={INFERENCE: True},
+    responses={200: ResponseSpec(SparseAnswer, generate_examples=False), **ERRORS},
+)
+async def embed_sparse(request: ApiRequest, data: JSONBody[SparseRequest]) -> ASGIResponse:
+    """Sparse vectors of one text or several."""
+    texts = checked_count(request, texts_of(data.text, data.input))
+    answer = await parts(request).engine.embed(
+        data.model, texts, data.options(request), (Kind.SPARSE,)
+    )
+    body = json_object(
+        embeddings=await json_items(answer.vectors, _sparse_item),
+        model=data.model,
+        count=len(texts),
+    )
+    return await respond(request, body, data.model, len(texts), answer.usage)
+
+
+@post(
+    "/api/embed/image",
+    status_code=200,
+    opt={INFERENCE: True},
+    responses={200: ResponseSpec(ImageAnswer, generate_examples=False), **ERRORS},
+)
+async def embed_image(request: ApiRequest, data: JSONBody[ImageRequest]) -> ASGIResponse:
+    """Vectors of one image or several, in the space of the model's text tower if it has one."""
+    files = checked_count(request, data.files())
+    answer = await parts(request).engine.embed(
+        data.model, files, data.options(request), (Kind.IMAGE, Kind.MULTI)
+    )
+    return await respond_with_vectors(request, data, answer)
+
+
+def _sparse_item(_: int, vector: Vector) -> dict[str, Any]:
+    return {
+        "indices": vector["index"].tolist(),
+        "values": vector["value"].copy(),  # orjson takes arrays that lie in one piece
+    }
+
+
+def _decoded(index: int, text: str) -> bytes:
+    if _REMOTE.match(text):
+        raise BadRequest(f"image {index} is an address: images are not fetched, send base64")
+    start = _DATA_URI.match(text[:_MAX_URI_CHARS])
+    try:
+        return base64.b64decode(text[start.end() if start else 0 :], validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise BadRequest(f"image {index} is no base64 and no data URI with it") from exc
+
+
+HANDLERS: list[Any] = [embed_sparse, embed_image]

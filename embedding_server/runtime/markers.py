@@ -1,0 +1,62 @@
+"""Texts of late-interaction models: token ids with markers, and queries filled up with masks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from embedding_server.core import SILENT, UNSEEN, Encoding, Ids, Markers, Query, Text
+from embedding_server.runtime.tokenizer import Tokenizer, TokenizerError
+
+
+class MarkingTokenizer(Tokenizer):
+    """A `Tokenizer` that marks its texts as `markers` say.
+
+    Args:
+        path: tokenizer.json.
+        max_tokens: longest result, special tokens and marker included.
+        markers: see there.
+
+    Raises:
+        TokenizerError: the file cannot be read, or a token is not in its vocabulary.
+    """
+
+    def __init__(self, path: Path, max_tokens: int, markers: Markers) -> None:
+        super().__init__(path, max_tokens - 1)
+        self.max_tokens = max_tokens
+        self._expand = markers.expand
+        self._query = self._id(markers.query)
+        self._document = self._id(markers.document)
+        self._mask = self._id(markers.mask) if markers.expand else 0
+        self._mask += 0 if markers.attend else UNSEEN
+        self._skipped = np.array([self._first_id(char) for char in markers.skip], np.int64)
+
+    @property
+    def specials(self) -> int:
+        """See `Encoder`."""
+        return super().specials + 1
+
+    def encode(self, texts: Sequence[Text]) -> list[Encoding]:
+        """See `Encoder`."""
+        encodings = zip(texts, super().encode(texts), strict=True)
+        return [
+            Encoding(self._marked(encoding.item, query=isinstance(text, Query)), encoding.truncated)
+            for text, encoding in encodings
+        ]
+
+    def _marked(self, ids: Ids, *, query: bool) -> Ids:
+        if query:
+            masks = np.full(max(0, self._expand - len(ids) - 1), self._mask)
+            return np.concatenate([ids[:1], [self._query], ids[1:], masks])
+        silent = np.isin(ids, self._skipped) * SILENT
+        ids = ids + silent
+        return np.concatenate([ids[:1], [self._document], ids[1:]])
+
+    def _id(self, token: int | str) -> int:
+        found = self._backend.token_to_id(token) if isinstance(token, str) else token
+        if found is None:
+            raise TokenizerError(f"{self._path}: {token!r} is not in its vocabulary")
+        return found
+
+    def _first_id(self, text: str) -> int:
+        return self._backend.encode(text, add_special_tokens=False).ids[0]
