@@ -120,8 +120,9 @@ class Kind(StrEnum):
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """Where a model's files are published: a repository of the hub.
 
-    `files` are the graph or weights and what belongs to them; configuration and tokenizer files are
-    fetched besides, as far as they are there. `revision` None is the newest one.
+    `files` are the graph or weights and what belongs to them, empty while that is not known;
+    configuration and tokenizer files are fetched besides, as far as they are there. `revision` None
+    is the newest one.
     """
 
     repo: str
@@ -193,6 +194,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         """Where its files are, once that is known."""
         assert self.located
         return self.located
+
+    @property
+    def unidentified(self) -> bool:
+        """Whether it stands for a repository that the hub could not be asked about yet."""
+        return self.origin is not None and not self.origin.files
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -7,7 +7,14 @@ from typing import Any
 
 import msgspec
 
-from embedding_server.catalog import Catalog, FilesError, open_catalog, open_hub
+from embedding_server.catalog import (
+    Catalog,
+    FilesError,
+    ModelFilesError,
+    identified,
+    open_catalog,
+    open_hub,
+)
 from embedding_server.catalog.files import Hub
 from embedding_server.core import ModelSpec
 from embedding_server.errors import StartupError
@@ -46,20 +53,24 @@ def fetch_models(settings: Settings, names: Sequence[str], *, allowed: bool, ver
         StartupError: a name is not known, or files cannot be had.
     """
     catalog, hub = open_catalog(settings), open_hub(settings, progress=sys.stderr.isatty())
-    specs = [catalog.find(name) for name in names]
-    specs += catalog.models.values() if allowed else []
-    if not specs:
-        raise StartupError("fetch: name models, or say --allowed")
-    for spec in {spec.id: spec for spec in specs}.values():
-        if not spec.origin:
-            print(f"{spec.id}: {spec.located}")
-            continue
-        try:
-            damaged = hub.verify(spec.origin) if verify else []
-            directory = hub.fetch(spec.origin, check=bool(damaged))
-            print(f"{spec.id}: {directory}" + "".join(f", fetched {one} again" for one in damaged))
-        except FilesError as exc:
-            raise StartupError(str(exc)) from exc
+    try:
+        specs = [catalog.find(name) for name in names]
+        specs += catalog.models.values() if allowed else []
+        if not specs:
+            raise StartupError("fetch: name models, or say --allowed")
+        for spec in {spec.id: spec for spec in specs}.values():
+            print(f"{spec.id}: {_fetched(identified(spec, hub), hub, verify=verify)}")
+    except (FilesError, ModelFilesError) as exc:
+        raise StartupError(str(exc)) from exc
+
+
+def _fetched(spec: ModelSpec, hub: Hub, *, verify: bool) -> str:
+    """Where the model's files are, and what had to be fetched again."""
+    if not spec.origin:
+        return str(spec.located)
+    damaged = hub.verify(spec.origin) if verify else []
+    directory = hub.fetch(spec.origin, check=bool(damaged))
+    return f"{directory}" + "".join(f", fetched {one} again" for one in damaged)
 
 
 def _row(spec: ModelSpec, catalog: Catalog, hub: Hub) -> dict[str, Any]:

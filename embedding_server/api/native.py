@@ -204,19 +204,26 @@ def rerankers(request: ApiRequest) -> list[ModelRow]:
 
 
 def _rows(request: ApiRequest, task: Task) -> list[ModelRow]:
-    engine, embedding = parts(request).engine, task is Task.EMBED
+    engine = parts(request).engine
+    residents = engine.registry.residents
     return [
-        ModelRow(
-            id=name,
-            name=name,
-            description=spec.description,
-            model_type="embedding" if embedding else "reranker",
-            kind=spec.kind,
-            dimensions=spec.dimensions if embedding else UNSET,
-            quality=_quality(engine.registry.residents[spec.id]),
-        )
+        _row(name, residents[spec.id], task)
         for name, spec in sorted(engine.catalog.listed[task].items())
     ]
+
+
+def _row(name: str, resident: Resident, task: Task) -> ModelRow:
+    """One model; its dimensions are not known while the hub cannot be asked about it."""
+    embedding = task is Task.EMBED
+    return ModelRow(
+        id=name,
+        name=name,
+        description=resident.spec.description,
+        model_type="embedding" if embedding else "reranker",
+        kind=resident.spec.kind,
+        dimensions=(embedding and resident.spec.dimensions) or UNSET,
+        quality=_quality(resident),
+    )
 
 
 def _quality(resident: Resident) -> Quality | UnsetType:

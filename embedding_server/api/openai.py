@@ -14,7 +14,7 @@ from embedding_server.api.errors import declared_errors
 from embedding_server.api.inference import Dimensions, Model, deadline, respond
 from embedding_server.api.middleware import INFERENCE, client_of
 from embedding_server.api.parts import parts
-from embedding_server.core import ModelSpec, Task, Vector
+from embedding_server.core import Task, Vector
 from embedding_server.errors import (
     BadRequest,
     MethodNotAllowed,
@@ -24,7 +24,6 @@ from embedding_server.errors import (
     UnsupportedModel,
 )
 from embedding_server.serving.engine import Options
-from embedding_server.serving.registry import Resident
 
 _MAX_INPUTS = 2048
 """OpenAI's own limit."""
@@ -196,19 +195,14 @@ def _cards(request: ApiRequest) -> dict[str, ModelCard]:
             object="model",
             created=here.created,
             owned_by=name.rpartition("/")[0] or "local",
-            max_model_len=_served(residents[spec.id]).max_tokens,
-            dimensions=spec.dimensions,
+            max_model_len=residents[spec.id].spec.max_tokens,
+            dimensions=residents[spec.id].spec.dimensions,
             task=task,
         )
         for task in (Task.RERANK, Task.EMBED)
         for spec in listed[task].values()
         for name in spec.names
     }
-
-
-def _served(resident: Resident) -> ModelSpec:
-    """What is known of a model: once it is loaded, what its files say too."""
-    return resident.model.spec if resident.model else resident.spec
 
 
 HANDLERS: list[Any] = [embeddings, models, model]

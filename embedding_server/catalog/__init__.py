@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from embedding_server.catalog.demo import demo_model
+from embedding_server.catalog.discover import discover, is_repository, stand_in
 from embedding_server.catalog.local import (
     FilesError,
     ModelFilesError,
@@ -19,7 +20,7 @@ from embedding_server.catalog.local import (
     read_directory,
 )
 from embedding_server.catalog.published import gpu_friendly, published_models, servable
-from embedding_server.core import Kind, ModelSpec, Task
+from embedding_server.core import Kind, ModelSpec, Origin, Task
 from embedding_server.errors import SettingsError, StartupError, UnsupportedModel
 from embedding_server.settings import Names, Settings
 
@@ -28,6 +29,7 @@ __all__ = [
     "FilesError",
     "Locator",
     "ModelFilesError",
+    "identified",
     "open_catalog",
     "open_hub",
 ]
@@ -40,6 +42,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+LookUp = Callable[[str], ModelSpec]
+"""The model of a repository of the hub; raises `FilesError` or `ModelFilesError`."""
+
+
+def _no_hub(name: str) -> ModelSpec:
+    raise ModelFilesError(f"there is no hub to look for {name} in")
+
 
 class Catalog:
     """The allowed models of each task, by every name they have.
@@ -49,6 +58,7 @@ class Catalog:
         allowed: per task the names of the allow-list, or `*`.
         published: lists the models that are known by name and are downloaded when they are wanted;
             asked only where an allow-list is not satisfied without.
+        look_up: finds the model of any other name that could be a repository's.
 
     Raises:
         SettingsError: a name of an allow-list is not known, or its model cannot do the task.
@@ -59,9 +69,11 @@ class Catalog:
         specs: Iterable[ModelSpec],
         allowed: Mapping[Task, Names],
         published: Callable[[], Iterable[ModelSpec]] = tuple,
+        look_up: LookUp = _no_hub,
     ) -> None:
         self._known: dict[str, ModelSpec] = {}
         self._published = published
+        self._look_up = look_up
         self._learn(specs)
         named = {name for names in allowed.values() for name in names}
         if not named <= self._known.keys():
@@ -100,9 +112,14 @@ class Catalog:
         return self._known
 
     def find(self, name: str) -> ModelSpec:
-        """The model of that name, allowed or not; raises `SettingsError`."""
+        """The model of that name, allowed or not, in a list or on the hub.
+
+        Raises:
+            SettingsError: there is none.
+            FilesError: the hub cannot be reached now.
+        """
         if name not in self._known and name not in self.known:
-            raise SettingsError(f"{name!r} is not known{self._near(name)}")
+            self._learn([self._found(name)])
         return self._known[name]
 
     def spec(self, name: str) -> ModelSpec:
@@ -122,7 +139,7 @@ class Catalog:
             return {**self._everything(task), **self._named(task, _without_star(names))}
         for name in names:
             if name not in self._known:
-                raise SettingsError(f"{_VARIABLES[task]}: {name!r} is not known{self._near(name)}")
+                self._learn([self._found_or_expected(name, task)])
             if (kind := self._known[name].kind) not in _SERVED[task]:
                 raise SettingsError(
                     f"{_VARIABLES[task]}: {name!r} is a {kind} model, which cannot {task}"
@@ -145,6 +162,28 @@ class Catalog:
         if not specs:
             raise SettingsError(f"{_VARIABLES[task]}: no model is known that `*` could mean")
         return {spec.id: spec for spec in specs}
+
+    def _found_or_expected(self, name: str, task: Task) -> ModelSpec:
+        """The model of that name on the hub, or what stands for it until the hub is back."""
+        try:
+            return self._found(name)
+        except FilesError as exc:
+            log.warning("model.unidentified", model=name, error=str(exc))
+            return stand_in(name, _SERVED[task][0])
+        except SettingsError as exc:
+            raise SettingsError(f"{_VARIABLES[task]}: {exc}") from exc
+
+    def _found(self, name: str) -> ModelSpec:
+        """The model of a name that no list has; raises as `find` does."""
+        reason = ""
+        if is_repository(name):
+            try:
+                return self._look_up(name)
+            except (FilesError, ModelFilesError) as exc:
+                if isinstance(exc, FilesError) and exc.retry:
+                    raise
+                reason = f": {exc}"
+        raise SettingsError(f"{name!r} is not known{reason}{self._near(name)}")
 
     def _near(self, name: str) -> str:
         near = difflib.get_close_matches(name, self._known, n=3, cutoff=0.4)
@@ -185,7 +224,23 @@ def open_catalog(settings: Settings) -> Catalog:
         Task.EMBED: settings.allowed_embedding_models,
         Task.RERANK: settings.allowed_rerank_models,
     }
-    return Catalog(_present(settings), allowed, published_models)
+    return Catalog(_present(settings), allowed, published_models, _looking_up(settings))
+
+
+def _looking_up(settings: Settings) -> LookUp:
+    """Looks up repositories; once the hub was not reached, it is not waited for again."""
+    unreachable: list[FilesError] = []
+
+    def look_up(name: str) -> ModelSpec:
+        if unreachable:
+            raise unreachable[0]
+        try:
+            return discover(Origin(repo=name, files=()), open_hub(settings))
+        except FilesError as exc:
+            unreachable.extend([exc] * exc.retry)
+            raise
+
+    return look_up
 
 
 def open_hub(settings: Settings, *, progress: bool = False) -> "Hub":
@@ -202,6 +257,23 @@ def open_hub(settings: Settings, *, progress: bool = False) -> "Hub":
     )
 
 
+def identified(spec: ModelSpec, hub: "Hub") -> ModelSpec:
+    """The spec, or the model that it stands for since the hub could not be asked; blocks.
+
+    Raises:
+        FilesError: it still cannot.
+        ModelFilesError: the repository holds nothing that could be served as it was to be.
+    """
+    if not spec.unidentified:
+        return spec
+    assert spec.origin
+    found = discover(spec.origin, hub)
+    task = next(task for task, kinds in _SERVED.items() if kinds[0] is spec.kind)
+    if found.kind not in _SERVED[task]:
+        raise ModelFilesError(f"{spec.id} is a {found.kind} model, which cannot {task}")
+    return found
+
+
 class Locator:
     """Finds a model's files on this machine, or fetches them."""
 
@@ -215,7 +287,11 @@ class Locator:
             FilesError: its files cannot be had.
             ModelFilesError: they are not what they should be.
         """
-        return complete(spec, self.hub.fetch(spec.origin)) if spec.origin else spec
+        if not spec.origin:
+            return spec
+        found = identified(spec, self.hub)
+        assert found.origin
+        return complete(found, self.hub.fetch(found.origin))
 
     @cached_property
     def hub(self) -> "Hub":

@@ -73,6 +73,11 @@ class Hub:
         # Its warnings are in the process's log already; its own handler repeats them on stderr.
         logging.getLogger("huggingface_hub").handlers.clear()
 
+    @property
+    def offline(self) -> bool:
+        """Whether only what is cached can be had."""
+        return self._offline
+
     def __repr__(self) -> str:
         return f"Hub({str(self._home)!r}, offline={self._offline})"
 
@@ -96,6 +101,20 @@ class Hub:
             names = filter(snapshot.exists, (*origin.files, *CONFIGURATION))
             target = self._home / "hub-links" / folder(origin.repo).removeprefix("models--")
             return real_files(snapshot.directory, names, target / snapshot.directory.name)
+
+    def configuration(self, origin: Origin, *, ask: bool = False) -> Snapshot:
+        """The commit with what there is of `CONFIGURATION`; nothing else is downloaded.
+
+        Args:
+            origin: what is wanted, without files.
+            ask: the hub, even if all of it is cached; the listing of the files is then known.
+
+        Raises:
+            FilesError: it cannot be had.
+        """
+        with _explained(origin):
+            cached = None if ask else self._complete(origin)
+            return cached or self._download(origin)
 
     def cached(self, origin: Origin) -> bool:
         """Whether `fetch` would not need the network.
@@ -139,7 +158,7 @@ class Hub:
 
     def _download(self, origin: Origin) -> Snapshot:
         """Fetch what is missing, and once more what is damaged."""
-        repo, files = origin.repo, ", ".join(origin.files)
+        repo, files = origin.repo, ", ".join(origin.files) or "its configuration"
         if self._offline:
             raise FilesError(
                 f"{repo}: {files} not in {self._home}, or damaged, and HF_HUB_OFFLINE is set: fill"

@@ -6,7 +6,7 @@ an exported graph or `model.safetensors`.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ _POOLING_FLAGS = {
     "pooling_mode_lasttoken": Pooling.LAST,
 }
 _GRAPHS, _WEIGHTS = ("model.onnx", "onnx/model.onnx"), "model.safetensors"
+_SHARDS = "model.safetensors.index.json"
 _DATA = ("model.onnx_data", "onnx/model.onnx_data")
 _DESCRIPTIONS = (
     "config.json",
@@ -68,9 +69,42 @@ def read_directory(
     Raises:
         ModelFilesError: a file is missing, is no JSON, or asks for a pooling that is not known.
     """
+    _require_inside(directory)
+    spec = describe(directory, name)
+    there = {file for file in (*_GRAPHS, _WEIGHTS, _SHARDS) if (directory / file).exists()}
+    return msgspec.structs.replace(
+        spec,
+        located=directory,
+        file=model_file(there, directory),
+        description=description,
+        aliases=aliases,
+        weights_sha256=weights_sha256,
+    )
+
+
+def describe(directory: Path, name: str) -> ModelSpec:
+    """What the configuration in `directory` says of the model `name`; nothing of its weights.
+
+    Raises:
+        ModelFilesError: as in `read_directory`.
+    """
     with _readable(directory):
-        _require_inside(directory)
-        return _describe(directory, name, aliases, description, weights_sha256)
+        return _describe(directory, name)
+
+
+def model_file(names: Collection[str], owner: object) -> str | None:
+    """The exported graph among these files of `owner`, None: weights that are to be converted.
+
+    Raises:
+        ModelFilesError: there is neither.
+    """
+    for name in (*_GRAPHS, _WEIGHTS):
+        if name in names:
+            return None if name == _WEIGHTS else name
+    if _SHARDS in names:
+        raise ModelFilesError(f"{owner} has its weights in shards ({_SHARDS}): not served yet")
+    known = ", ".join((*_GRAPHS, _WEIGHTS))
+    raise ModelFilesError(f"{owner} has none of {known}; pickled weights are not read")
 
 
 def complete(spec: ModelSpec, directory: Path) -> ModelSpec:
@@ -112,9 +146,7 @@ def _require_inside(directory: Path) -> None:
             raise ModelFilesError(f"{path} is a link to {path.resolve()}, outside its directory")
 
 
-def _describe(
-    directory: Path, name: str, aliases: Names, description: str, weights_sha256: str | None
-) -> ModelSpec:
+def _describe(directory: Path, name: str) -> ModelSpec:
     config = _read(directory / "config.json", required=True)
     modules = _read(directory / "modules.json") or [{"type": "Transformer"}, {"type": "Pooling"}]
     kinds = [module["type"].rpartition(".")[2] for module in modules]
@@ -126,37 +158,17 @@ def _describe(
     return ModelSpec(
         id=name,
         kind=Kind.CROSS if scores else Kind.DENSE,
-        located=directory,
         pooling=Pooling.NONE if scores else _pooling(directory / "1_Pooling" / "config.json"),
         max_tokens=_max_tokens(directory, config),
         dimensions=0 if scores else _width(config),
-        file=_graph(directory),
         pad=config.get("pad_token_id") or 0,
-        description=description,
-        aliases=aliases,
         prompts=_prompts(directory),
-        weights_sha256=weights_sha256,
     )
 
 
 def _prompts(directory: Path) -> dict[str, str]:
     prompts = _read(directory / "config_sentence_transformers.json").get("prompts") or {}
     return {key: text for key, text in prompts.items() if text}
-
-
-def _graph(directory: Path) -> str | None:
-    """The exported graph, if there is one; else there must be weights that can be converted."""
-    root = directory.resolve()
-    for name in (*_GRAPHS, _WEIGHTS):
-        path = directory / name
-        if path.exists():
-            if not path.resolve().is_relative_to(root):
-                raise ModelFilesError(
-                    f"{path} is a link to {path.resolve()}, outside its directory"
-                )
-            return None if name == _WEIGHTS else name
-    known = ", ".join((*_GRAPHS, _WEIGHTS))
-    raise ModelFilesError(f"{directory} has none of {known}; pickled weights are not read")
 
 
 def _pooling(path: Path) -> Pooling:

@@ -128,6 +128,9 @@ _PROMPTS: Mapping[str, dict[str, str]] = {
 }
 """Pattern of a family's ids -> input type -> what its model card puts before such a text."""
 
+_UNSERVED = tuple(row.id for row in _ROWS if not row.file)
+"""Safetensors of families that `convert` does not know yet."""
+
 _UNFRIENDLY = (
     "*-Q",
     "*-zh-*",
@@ -163,7 +166,7 @@ def gpu_friendly(spec: ModelSpec) -> bool:
 
 def servable(spec: ModelSpec) -> bool:
     """Whether a published model's files are of a form that this server can run."""
-    return bool(spec.file)
+    return spec.id not in _UNSERVED
 
 
 def _spec(row: _Row) -> ModelSpec:

@@ -69,6 +69,17 @@ class Snapshot(msgspec.Struct, frozen=True):
             return _ESSENTIAL
         return tuple(name for name in CONFIGURATION if name in self.listing)
 
+    @property
+    def present(self) -> frozenset[str]:
+        """Names of the files that are there, whole or not."""
+        paths = (path for path in self.directory.rglob("*") if path.is_file())
+        return frozenset(path.relative_to(self.directory).as_posix() for path in paths)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the files that the commit has; those that are there where that is not known."""
+        return self.present if self.listing is None else frozenset(self.listing)
+
     def exists(self, name: str) -> bool:
         """Whether a file is there, whole or not."""
         return (self.directory / name).is_file()

@@ -67,6 +67,17 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     client: str = ""
 
 
+_SERVED_BY = {
+    Kind.DENSE: "POST /api/embed serves it",
+    Kind.STATIC: "POST /api/embed serves it",
+    Kind.MULTI: 'POST /api/embed serves it, with "output": "tokens"',
+    Kind.SPARSE: "POST /api/embed/sparse serves it",
+    Kind.IMAGE: "POST /api/embed/image serves it",
+    Kind.CROSS: "POST /api/rerank serves it",
+}
+"""What to do instead, for a request to a model of another kind than it asked for."""
+
+
 class _Raw(msgspec.Struct, frozen=True):
     """What a model made of a request, and the model as its files describe it."""
 
@@ -132,27 +143,31 @@ class Engine:
             EmbeddingError: the model failed on it.
         """
         with self._observed(Task.EMBED, name, len(texts)) as spec:
-            _check_kind(spec, kinds, name)
-            if texts and isinstance(texts[0], bytes) and not spec.takes_images:
-                raise UnsupportedModel(f"Model {name} takes texts, no images")
-            _check_dimensions(options.dimensions, spec)
             _check_prompt(options.prompt)
             self._check_lengths(texts, _text_name)
+
+            def prompted(model: ModelSpec) -> list[Text]:
+                _check_model(model, texts, options, kinds)
+                return _prompted(model, texts, options)
+
+            if not spec.unidentified:
+                _check_model(spec, texts, options, kinds)
             try:
-                raw = await self._run(spec, lambda model: _prompted(model, texts, options), options)
+                raw = await self._run(spec, prompted, options)
             except TextTooLong as exc:
                 raise _too_long(_text_name(exc.index), exc.limit) from exc
             except InputError as exc:
                 raise BadRequest(f"image {exc.index} {exc}") from exc
             except RunError as exc:
                 raise EmbeddingError(str(exc)) from exc
+            kind = raw.spec.kind
             vectors = finished(
-                spec.kind,
+                kind,
                 raw.vectors,
                 dimensions=options.dimensions,
                 normalize=options.normalize,
             )
-            width = 0 if spec.kind is Kind.SPARSE else options.dimensions or raw.spec.dimensions
+            width = 0 if kind is Kind.SPARSE else options.dimensions or raw.spec.dimensions
             return Embeddings(vectors, width, raw.usage)
 
     async def rerank(
@@ -167,9 +182,11 @@ class Engine:
             if top is not None and top < 1:
                 raise BadRequest(f"top_k and top_n must be at least 1, got {top}")
             self._check_lengths([query, *documents], _rerank_name)
-            pairs = spec.kind is Kind.CROSS
+            pairs = False
 
             def prompted(model: ModelSpec) -> list[Text]:
+                nonlocal pairs
+                pairs = model.kind is Kind.CROSS
                 if pairs:
                     return [(query, text) for text in documents]
                 prompts = model.prompts
@@ -183,7 +200,7 @@ class Engine:
                 raise _too_long(which, exc.limit) from exc
             except RunError as exc:
                 raise RerankError(str(exc)) from exc
-            found = scores(spec.kind, raw.vectors)
+            found = scores(raw.spec.kind, raw.vectors)
             order = np.argsort(-found, kind="stable")[:top].tolist()
             return Ranking(order, [float(found[index]) for index in order], raw.usage)
 
@@ -242,8 +259,8 @@ class Engine:
         """Resolve the model and count the request under its id and outcome."""
         started, label, status = time.perf_counter(), OTHER_MODEL, "error"
         try:
-            spec = self.catalog.resolve(name, task)
-            label = spec.id
+            label = self.catalog.resolve(name, task).id
+            spec = self.registry.residents[label].spec
             yield spec
             status = "success"
         finally:
@@ -266,13 +283,17 @@ def _too_long(which: str, limit: int) -> BadRequest:
     )
 
 
-def _check_kind(spec: ModelSpec, kinds: Sequence[Kind], name: str) -> None:
+def _check_model(
+    spec: ModelSpec,
+    texts: Sequence[str] | Sequence[bytes],
+    options: Options,
+    kinds: Sequence[Kind],
+) -> None:
     if spec.kind not in kinds:
-        wanted = " or ".join(kinds)
-        raise UnsupportedModel(f"Model {name} is {spec.kind}, a {wanted} one is needed here")
-
-
-def _check_dimensions(dimensions: int | None, spec: ModelSpec) -> None:
+        raise UnsupportedModel(f"Model {spec.id} is {spec.kind}: {_SERVED_BY[spec.kind]}")
+    if texts and isinstance(texts[0], bytes) and not spec.takes_images:
+        raise UnsupportedModel(f"Model {spec.id} takes texts, no images")
+    dimensions = options.dimensions
     if dimensions is not None and not 1 <= dimensions <= spec.dimensions:
         raise BadRequest(f"dimensions must be from 1 to {spec.dimensions}, got {dimensions}")
 

@@ -45,6 +45,7 @@ class Resident:
 
     def __init__(self, spec: ModelSpec, freed: asyncio.Event) -> None:
         self.spec = spec
+        """What is known of it: the catalogue's words, and once it was located its files', too."""
         self.state = State.UNLOADED
         self.pinned = False
         """Whether it is loaded again and again until that works, and then stays."""
@@ -225,11 +226,11 @@ class Registry:
     async def _try(self, resident: Resident) -> bool:
         name, resident.state = resident.spec.id, State.FETCHING
         try:
-            located = await in_daemon_thread(self._locate, resident.spec)
+            resident.spec = await in_daemon_thread(self._locate, resident.spec)
             await self._make_room(resident)
             resident.load_began = time.monotonic()
             log.info("model.loading", model=name)
-            resident.model = await in_daemon_thread(self._load, located)
+            resident.model = await in_daemon_thread(self._load, resident.spec)
         except Exception as exc:
             known = isinstance(exc, LoadError)
             resident.error = str(exc) if known else "unexpected error, see the log"

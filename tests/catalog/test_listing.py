@@ -61,7 +61,9 @@ def test_models_as_json(tmp_path: Path) -> None:
 def test_fetch_mistakes_are_one_line(tmp_path: Path) -> None:
     """An unknown name, nothing to do, and offline without a cache are one line each."""
     for words, said in (
-        (["BAAI/bge-m4"], "'BAAI/bge-m4' is not known; did you mean BAAI/bge-m3"),
+        (["bge-m4"], "'bge-m4' is not known; did you mean BAAI/bge-m3"),
+        (["BAAI/bge-m4"], "HF_HUB_OFFLINE is set"),
+        (["BAAI/bge-m4"], "; did you mean BAAI/bge-m3"),
         ([], "name models, or say --allowed"),
         (["BAAI/bge-m3"], "HF_HUB_OFFLINE is set"),
     ):

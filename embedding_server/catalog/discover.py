@@ -1,0 +1,88 @@
+"""An id that is in no list -> the model that lies in the hub's repository of that name.
+
+What is served is chosen from the names of its files, what it is like is read from its
+configuration, both as for own models. Weights are fetched when the model is first loaded, and no
+code of a repository is ever run.
+"""
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from embedding_server.catalog.local import ModelFilesError, describe, model_file
+from embedding_server.convert import WEIGHTS
+from embedding_server.convert.families import FAMILIES
+from embedding_server.core import Kind, ModelSpec, Origin, Pooling
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from embedding_server.catalog.files import Hub
+    from embedding_server.settings import Names
+
+_REPOSITORY = re.compile(r"[^\s/]+/[^\s/]+")
+_NEEDED = ("config.json", "tokenizer.json")
+
+
+def is_repository(name: str) -> bool:
+    """Whether a name looks like one of the hub's: owner/name."""
+    return bool(_REPOSITORY.fullmatch(name))
+
+
+def stand_in(name: str, kind: Kind) -> ModelSpec:
+    """What stands for a repository while the hub cannot be asked about it."""
+    return ModelSpec(
+        id=name,
+        kind=kind,
+        origin=Origin(repo=name, files=()),
+        pooling=Pooling.NONE,
+        max_tokens=0,
+        dimensions=0,
+    )
+
+
+def discover(origin: Origin, hub: "Hub") -> ModelSpec:
+    """The model of a repository, which `origin` names without files; blocks.
+
+    A cached listing of the files is taken as it is. Where an older client left none, and offline,
+    the files that are cached are all there are.
+
+    Raises:
+        FilesError: the repository cannot be had; offline, that the model is not all in the cache.
+        ModelFilesError: it has nothing that could be served.
+    """
+    snapshot, repo = hub.configuration(origin), origin.repo
+    if snapshot.listing is None and not hub.offline and not _is_model(snapshot.present):
+        snapshot = hub.configuration(origin, ask=True)
+    file = model_file(snapshot.present if hub.offline else snapshot.names, repo)
+    if missing := [name for name in _NEEDED if name not in snapshot.names]:
+        raise ModelFilesError(f"{repo} has no {', '.join(missing)}")
+    spec = describe(snapshot.directory, repo)
+    if file is None:
+        _require_family(json.loads((snapshot.directory / "config.json").read_bytes()), repo)
+    found = msgspec.structs.replace(origin, files=_files(file, snapshot.names))
+    if hub.offline:
+        hub.fetch(found)
+    return msgspec.structs.replace(spec, origin=found, file=file)
+
+
+def _is_model(names: "Collection[str]") -> bool:
+    try:
+        model_file(names, "")
+    except ModelFilesError:
+        return False
+    return True
+
+
+def _files(file: str | None, names: "Collection[str]") -> "Names":
+    """The graph, and its external data, whose names begin with the graph's."""
+    return tuple(sorted(name for name in names if name.startswith(file))) if file else (WEIGHTS,)
+
+
+def _require_family(config: dict[str, list[str] | None], repo: str) -> None:
+    architecture = (config.get("architectures") or ["none"])[0]
+    if architecture not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ModelFilesError(f"{repo} is of the architecture {architecture}, not one of {known}")
