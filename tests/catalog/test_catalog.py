@@ -83,6 +83,10 @@ def test_unusable_directories(tmp_path: Path) -> None:
     """What cannot be served is named with its file."""
     with pytest.raises(ModelFilesError, match=r"config\.json is missing"):
         read_directory(tmp_path, "m")
+    model = write_model(tmp_path / "shards")
+    (model / "model.safetensors").rename(model / "model.safetensors.index.json")
+    with pytest.raises(ModelFilesError, match="shards has its weights in shards .*not served yet"):
+        read_directory(model, "m")
     model = write_model(tmp_path / "m", pooling="max_tokens")
     with pytest.raises(ModelFilesError, match="1_Pooling/config.json: pooling"):
         read_directory(model, "m")
