@@ -74,6 +74,12 @@ def sent(local: LocalHub) -> set[str]:
     return {path.rpartition("/")[2] for path in paths}
 
 
+def age(home: Path) -> None:
+    """Make its cache one of an old program: one level higher, without a list of files."""
+    (repository,) = (home / "hub").glob("models--*")
+    shutil.rmtree(repository.rename(home / repository.name) / "trees")
+
+
 def exported(directory: Path) -> Path:
     """A model as an exported graph, its other files and a pickle."""
     export(write_model(directory, pooling="cls_token"))
@@ -218,8 +224,7 @@ def test_cached_means_no_socket(
     first = Locator(settings(local, home))(found(local, home, "some/body"))
     local.publish("some/body", {"config.json": b"newer"})
     if old:
-        (repository,) = (home / "hub").glob("models--*")
-        shutil.rmtree(repository.rename(home / repository.name) / "trees")
+        age(home)
     no_sockets(monkeypatch)
     wanted = settings(local, home, "some/body")
     wanted = msgspec.structs.replace(wanted, hf_hub_offline=offline)
@@ -234,9 +239,8 @@ def test_a_cache_without_listing_or_model(local: LocalHub, tmp_path: Path) -> No
     local.publish("some/body", files_of(exported(tmp_path / "own")), lfs=(GRAPH,))
     home = tmp_path / "hf"
     found(local, home, "some/body")
-    (trees,) = (home / "hub").glob("models--*/trees")
-    shutil.rmtree(trees)
-    (snapshot,) = (home / "hub").glob("models--*/snapshots/*")
+    age(home)
+    (snapshot,) = home.glob("models--*/snapshots/*")
     (snapshot / "pytorch_model.bin").write_bytes(b"a pickle")
     assert found(local, home, "some/body").file == GRAPH
 
