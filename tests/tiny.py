@@ -16,7 +16,7 @@ MAX_TOKENS = 32
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 _WORDS = ["the", "a", "of", "and", "to", "in", "is", "it", "you", "that", "he", "was", "for", "on"]
 VOCABULARY = _SPECIAL + _WORDS + [chr(code) for code in range(97, 123)]
-VOCABULARY += [f"##{chr(code)}" for code in range(97, 123)]
+VOCABULARY += [*(f"##{chr(code)}" for code in range(97, 123)), "[MASK]", "<mask>"]
 
 
 def write_model(

@@ -129,7 +129,10 @@ class ObjectSession:
             )
         except Exception as exc:  # its constructors raise what their libraries raise
             raise SessionError(f"{spec.directory}: {exc}") from exc
-        self._sample = _METHODS.get(cls, _Methods()).document
+        methods = _METHODS.get(cls, _Methods())
+        self._sample = methods.document
+        # Those that take images give padded places vectors, too.
+        self._alone = bool(methods.image)
 
     def run(
         self,
@@ -140,6 +143,8 @@ class ObjectSession:
     ) -> Vectors:
         """See `Session`."""
         try:
+            if self._alone:
+                return [one for item in items for one in self._call(item.method, [item.content])]
             return [
                 vector
                 for method, group in groupby(items, lambda item: item.method)

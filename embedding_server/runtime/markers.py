@@ -22,8 +22,7 @@ class MarkingTokenizer(Tokenizer):
     """
 
     def __init__(self, path: Path, max_tokens: int, markers: Markers) -> None:
-        super().__init__(path, max_tokens - 1)
-        self.max_tokens = max_tokens
+        super().__init__(path, max_tokens)
         self._expand = markers.expand
         self._query = self._id(markers.query)
         self._document = self._id(markers.document)
