@@ -5,6 +5,7 @@ Each function writes the files of one id into a directory; graphs are ours, weig
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
 from embedding_server.convert.graph import Graph
-from tests.tiny import MAX_TOKENS, VOCABULARY, Array, write_model
+from tests.tiny import MAX_TOKENS, VOCABULARY, Array, write_cross_encoder, write_model
 
 _SIDE = 224
 _WORDS = ("the", "of", "that", "was")
@@ -85,27 +86,51 @@ def write_static(directory: Path) -> None:
     save_file({"embeddings": _random(len(VOCABULARY), 256)}, directory / "model.safetensors")
 
 
-def write_colbert(directory: Path, file: str = "model.onnx", width: int = 128) -> None:
-    """`colbert-ir/colbertv2.0` and its like: a state per token, as wide as its vectors."""
+def write_states(
+    directory: Path,
+    file: str = "onnx/model.onnx",
+    *,
+    width: int,
+    output: str = "last_hidden_state",
+) -> None:
+    """A state per token, so wide."""
     _write_tokenizer(directory)
-    graph = Graph("colbert")
+    graph = Graph("states")
     ids, mask = (graph.input(name, "n", "t") for name in ("input_ids", "attention_mask"))
     states = _embedded(graph, graph.node("Mod", ids, graph.constant(len(VOCABULARY))), width)
     mixed = graph.node("Add", states, _mean_state(graph, states, mask))
-    graph.output("contextual", mixed, "n", "t", width)
+    graph.output(output, mixed, "n", "t", width)
     (directory / file).parent.mkdir(exist_ok=True)
     graph.save(directory / file)
 
 
+def write_colbert(directory: Path) -> None:
+    """`colbert-ir/colbertv2.0` and its like."""
+    write_states(directory, "model.onnx", width=128, output="contextual")
+
+
 def write_jina_colbert(directory: Path) -> None:
     """`jinaai/jina-colbert-v2`."""
-    write_colbert(directory, "onnx/model.onnx")
+    write_states(directory, width=128, output="contextual")
     (directory / "onnx/model.onnx_data").write_bytes(b"\0")
 
 
-def write_tokens(directory: Path) -> None:
-    """`jinaai/jina-embeddings-v2-small-en-tokens`: every token's state, without markers."""
-    write_colbert(directory, "onnx/model.onnx", 512)
+def write_clip_text(directory: Path) -> None:
+    """`Qdrant/clip-ViT-B-32-text`: a vector per text, pooled in the graph."""
+    _write_tokenizer(directory)
+    graph = Graph("clip-text")
+    ids, mask = (graph.input(name, "n", "t") for name in ("input_ids", "attention_mask"))
+    mean = _mean_state(graph, _embedded(graph, ids, 512), mask)
+    graph.output("text_embeds", graph.node("Squeeze", mean, graph.constant([1])), "n", 512)
+    graph.save(directory / "model.onnx")
+
+
+def write_ms_marco(directory: Path) -> None:
+    """`Xenova/ms-marco-MiniLM-L-6-v2`: a score of a pair."""
+    write_cross_encoder(directory)
+    _write_tokenizer(directory)
+    (directory / "onnx").mkdir()
+    (directory / "model.onnx").rename(directory / "onnx/model.onnx")
 
 
 def write_jina_v3(directory: Path) -> None:
@@ -190,38 +215,34 @@ def write_colpali(directory: Path) -> None:
     (directory / "model.onnx_data").write_bytes(b"\0")
 
 
-ZOO: Mapping[str, tuple[str, Callable[[Path], None]]] = {
-    "prithivida/Splade_PP_en_v1": ("Qdrant/Splade_PP_en_v1", write_splade),
-    "opensearch-project/opensearch-neural-sparse-encoding-doc-v3-gte": (
-        "Qdrant/opensearch-neural-sparse-encoding-doc-v3-gte",
-        write_if_splade,
+ZOO: Mapping[str, Callable[[Path], object]] = {
+    "snowflake/snowflake-arctic-embed-xs": partial(write_states, width=384),
+    "jinaai/jina-embeddings-v2-small-en": partial(write_states, width=512),
+    "nomic-ai/nomic-embed-text-v1.5": partial(write_states, width=768),
+    "Qwen/Qwen3-Embedding-0.6B-Q": partial(
+        write_states, file="onnx/model_quantized.onnx", width=1024
     ),
-    "Qdrant/bm25": ("Qdrant/bm25", write_bm25),
-    "Qdrant/bm42-all-minilm-l6-v2-attentions": (
-        "Qdrant/all_miniLM_L6_v2_with_attentions",
-        write_bm42,
-    ),
-    "Qdrant/minicoil-v1": ("Qdrant/minicoil-v1", write_minicoil),
-    "minishlab/potion-base-8M": ("minishlab/potion-base-8M", write_static),
-    "colbert-ir/colbertv2.0": ("colbert-ir/colbertv2.0", write_colbert),
-    "lightonai/LateOn": ("lightonai/LateOn", write_colbert),
-    "lightonai/mLateOn": ("lightonai/mLateOn", write_colbert),
-    "jinaai/jina-colbert-v2": ("jinaai/jina-colbert-v2", write_jina_colbert),
-    "jinaai/jina-embeddings-v2-small-en-tokens": (
-        "Xenova/jina-embeddings-v2-small-en",
-        write_tokens,
-    ),
-    "jinaai/jina-embeddings-v3": ("jinaai/jina-embeddings-v3", write_jina_v3),
-    "google/siglip2-base-patch16-224": (
-        "onnx-community/siglip2-base-patch16-224-ONNX",
-        write_siglip_text,
-    ),
-    "Qdrant/clip-ViT-B-32-vision": ("Qdrant/clip-ViT-B-32-vision", write_clip),
-    "nomic-ai/nomic-embed-vision-v1.5": ("nomic-ai/nomic-embed-vision-v1.5", write_nomic_vision),
-    "Qdrant/resnet50-onnx": ("Qdrant/resnet50-onnx", write_resnet),
-    "Qdrant/colpali-v1.3-fp16": ("Qdrant/colpali-v1.3-fp16", write_colpali),
+    "Qdrant/clip-ViT-B-32-text": write_clip_text,
+    "Xenova/ms-marco-MiniLM-L-6-v2": write_ms_marco,
+    "prithivida/Splade_PP_en_v1": write_splade,
+    "opensearch-project/opensearch-neural-sparse-encoding-doc-v3-gte": write_if_splade,
+    "Qdrant/bm25": write_bm25,
+    "Qdrant/bm42-all-minilm-l6-v2-attentions": write_bm42,
+    "Qdrant/minicoil-v1": write_minicoil,
+    "minishlab/potion-base-8M": write_static,
+    "colbert-ir/colbertv2.0": write_colbert,
+    "lightonai/LateOn": write_colbert,
+    "lightonai/mLateOn": write_colbert,
+    "jinaai/jina-colbert-v2": write_jina_colbert,
+    "jinaai/jina-embeddings-v2-small-en-tokens": partial(write_states, width=512),
+    "jinaai/jina-embeddings-v3": write_jina_v3,
+    "google/siglip2-base-patch16-224": write_siglip_text,
+    "Qdrant/clip-ViT-B-32-vision": write_clip,
+    "nomic-ai/nomic-embed-vision-v1.5": write_nomic_vision,
+    "Qdrant/resnet50-onnx": write_resnet,
+    "Qdrant/colpali-v1.3-fp16": write_colpali,
 }
-"""Id -> its repository, and what writes its files."""
+"""Id -> what writes its files."""
 
 
 def _write_tokenizer(directory: Path) -> None:

@@ -27,7 +27,15 @@ SPARSE = [
     "Qdrant/bm42-all-minilm-l6-v2-attentions",
     "Qdrant/minicoil-v1",
 ]
+MARCO = "Xenova/ms-marco-MiniLM-L-6-v2"
 COLBERT, COLPALI = "colbert-ir/colbertv2.0", "Qdrant/colpali-v1.3-fp16"
+PLAIN = [
+    "snowflake/snowflake-arctic-embed-xs",
+    "jinaai/jina-embeddings-v2-small-en",
+    "nomic-ai/nomic-embed-text-v1.5",
+    "Qwen/Qwen3-Embedding-0.6B-Q",
+    "Qdrant/clip-ViT-B-32-text",
+]
 DENSE = ["minishlab/potion-base-8M", "jinaai/jina-embeddings-v3", "google/siglip2-base-patch16-224"]
 IMAGES = [
     "Qdrant/clip-ViT-B-32-vision",
@@ -40,7 +48,7 @@ IMAGES = [
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The zoo on disk."""
     root = tmp_path_factory.mktemp("zoo")
-    for index, (_, write) in enumerate(ZOO.values()):
+    for index, write in enumerate(ZOO.values()):
         write(root / str(index))
     return {name: root / str(index) for index, name in enumerate(ZOO)}
 
@@ -49,10 +57,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def hub(files: dict[str, Path]) -> Iterator[LocalHub]:
     """A hub that has all of it."""
     with LocalHub() as hub:
-        for name, (repo, _) in ZOO.items():
+        for name in ZOO:
+            origin = spec_of(name).origin
+            assert origin
             paths = [path for path in files[name].rglob("*") if path.is_file()]
             content = {str(path.relative_to(files[name])): path.read_bytes() for path in paths}
-            hub.publish(repo, content, lfs=tuple(one for one in content if "model.onnx" in one))
+            large = tuple(one for one in content if "model.onnx" in one)
+            hub.publish(origin.repo, content, lfs=large)
         yield hub
 
 
@@ -60,8 +71,8 @@ def hub(files: dict[str, Path]) -> Iterator[LocalHub]:
 async def client(serve: Serve, hub: LocalHub, tmp_path: Path) -> AsyncIterator[Client]:
     """A client of a server that may serve all of it and loads what is asked for."""
     async with serve(
-        allowed_embedding_models=tuple(ZOO),
-        allowed_rerank_models=(COLBERT, "minishlab/potion-base-8M"),
+        allowed_embedding_models=tuple(name for name in ZOO if name != MARCO),
+        allowed_rerank_models=(COLBERT, "minishlab/potion-base-8M", MARCO),
         preload=(),
         hf_endpoint=hub.url,
         hf_home=tmp_path / "hf",
@@ -82,7 +93,7 @@ def theirs(name: str, files: dict[str, Path]) -> Any:
         one
         for one in listings()
         if any(model.model == name for model in one._list_supported_models())
-        and ("Image" in one.__name__ or "Normalized" in one.__name__) == (kind == "image")
+        and one.__module__.startswith("fastembed.image") == (kind == "image")
     )
     return cls(name, specific_model_path=str(files[name]))
 
@@ -120,6 +131,23 @@ async def test_sparse(client: Client, files: dict[str, Path], name: str) -> None
     for ours, other in zip(answer["embeddings"], reference.query_embed(QUERIES), strict=True):
         same_sparse(ours, other)
     assert (await post(client, "/api/embed/sparse", model=name, input=[]))["embeddings"] == []
+
+
+@pytest.mark.parametrize("name", PLAIN)
+async def test_dense_graphs(client: Client, files: dict[str, Path], name: str) -> None:
+    """Every pooling, and one in the graph, gives FastEmbed's vectors on the same files."""
+    expected = unit(list(theirs(name, files).embed(TEXTS)))
+    answer = await post(client, "/api/embed", model=name, input=TEXTS)
+    assert np.abs(answer["embeddings"] - expected).max() < 1e-5
+
+
+async def test_cross_encoder(client: Client, files: dict[str, Path]) -> None:
+    """Raw scores of pairs are FastEmbed's."""
+    documents = TEXTS[:2] + TEXTS[3:]  # it cuts pairs otherwise than transformers does
+    expected = list(theirs(MARCO, files).rerank(QUERIES[0], documents))
+    answer = await post(client, "/api/rerank", model=MARCO, query=QUERIES[0], documents=documents)
+    for one in answer["results"]:
+        assert abs(one["score"] - expected[one["index"]]) < 1e-4
 
 
 @pytest.mark.parametrize("name", DENSE)
