@@ -14,7 +14,9 @@ from PIL import Image
 from embedding_server.catalog.fastembed import listings
 from embedding_server.catalog.published import published_models
 from embedding_server.core import ModelSpec
-from tests.conftest import Client, Serve
+from embedding_server.serving.cost import Work
+from embedding_server.serving.schedule import Lane
+from tests.conftest import Client, Serve, parts_of
 from tests.hub import LocalHub
 from tests.zoo import ZOO
 
@@ -310,6 +312,39 @@ async def test_bad_images(
         many = {"model": name, "images": [coded(PICTURES[3])] * 129}
         answer = await client.post("/api/embed/image", json=many)
         assert "Batch size 129 exceeds maximum 128" in answer.json()["error"]
+
+
+async def test_the_same_gate(serve: Serve, hub: LocalHub, tmp_path: Path) -> None:
+    """Sparse, image, late-interaction and rerank requests are admitted and refused like others."""
+    names = (SPARSE[0], IMAGES[0], COLBERT)
+    async with serve(
+        allowed_embedding_models=names,
+        allowed_rerank_models=(COLBERT,),
+        hf_endpoint=hub.url,
+        hf_home=tmp_path,
+        max_concurrent_requests=1,
+        max_queue_depth=0,
+    ) as client:
+        bodies: dict[str, Any] = {
+            "/api/embed/sparse": {"model": SPARSE[0], "text": "of"},
+            "/api/embed/image": {"model": IMAGES[0], "image": coded(PICTURES[0])},
+            "/api/embed": {"model": COLBERT, "text": "of", "output": "tokens"},
+            "/api/rerank": {"model": COLBERT, "query": "of", "documents": ["that"]},
+        }
+        for path, body in bodies.items():
+            answer = await client.post(path, json=body)
+            assert answer.status_code == 200
+            assert int(answer.headers["x-queue-capacity"]) == 0
+        queue = parts_of(client).engine.queue
+        with await queue.permit(Work(1.0, 1.0), Lane.BULK, "somebody"):
+            for path, body in bodies.items():
+                answer = await client.post(path, json=body)
+                assert answer.status_code == 503
+                assert answer.json()["code"] == "SERVICE_UNAVAILABLE"
+                assert 1 <= int(answer.headers["retry-after"]) <= 60
+        for path, body in bodies.items():
+            assert (await client.post(path, json=body)).status_code == 200
+        assert "interactive=0, bulk=0" in repr(parts_of(client).device)
 
 
 @pytest.mark.parametrize(
