@@ -76,7 +76,8 @@ def _fetch(flags: dict[str, Any]) -> int:
 def _settings(flags: dict[str, Any], allowed: str = "") -> Settings:
     """The settings; `allowed` stands in for an allow-list that is not set."""
     environ = with_dotenv(os.environ)
-    if allowed and not flags.get("demo"):
+    config = flags.get("model_config") or environ.get("INFERENCE_MODEL_CONFIG")
+    if allowed and not config and not flags.get("demo"):
         environ.setdefault("INFERENCE_ALLOWED_EMBEDDING_MODELS", allowed)
     settings = load(environ, flags)
     for line in unknown(environ):

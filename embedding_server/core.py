@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -155,6 +155,26 @@ class FastEmbedModel(msgspec.Struct, frozen=True):
     name: str
 
 
+TokenIds = Literal["model", "cl100k_base", "refuse"]
+"""What ids in a request are taken for: the model's own, OpenAI's, or a mistake."""
+
+
+class Overrides(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator says of a model against its files and the catalogue; None: nothing."""
+
+    pooling: Pooling | None = None
+    max_tokens: int | None = None
+    prompts: dict[str, str] | None = None
+    dimensions: int | None = None
+    precision: Precision | None = None
+    token_ids: TokenIds | None = None
+    revision: str | None = None
+    file: str | None = None
+
+    def __bool__(self) -> bool:
+        return self != Overrides()
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One model as the catalogue describes it; everything needed to load and to list it.
 
@@ -166,7 +186,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     models. `normalize`: FastEmbed's vectors have length 1; ours always have, unless a client asks
     for raw ones. `prompts` maps an input type (`query`, `document`) to the text put before it.
     `size` is what is to be downloaded, bytes, 0: not known. `takes_images`: beside texts, or
-    instead of them.
+    instead of them. `precision` None is what the server computes in. `overrides` are in the other
+    fields already, and win over what is found in files later; where they cut `dimensions`, `uncut`
+    is what the graph gives.
     """
 
     id: str
@@ -188,6 +210,15 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     fastembed: FastEmbedModel | None = None
     takes_images: bool = False
     weights_sha256: str | None = None
+    precision: Precision | None = None
+    token_ids: TokenIds = "model"  # noqa: S105 - says whose ids they are
+    overrides: Overrides = Overrides()
+    uncut: int = 0
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row of its graph."""
+        return self.uncut or self.dimensions
 
     @property
     def directory(self) -> Path:

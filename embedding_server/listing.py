@@ -25,14 +25,16 @@ _COLUMNS = ("id", "kind", "dims", "tokens", "MB", "source", "license", "cached",
 
 
 def show_models(settings: Settings, *, as_json: bool) -> None:
-    """Print every model that is known, a line or a JSON object each.
+    """Print every model that is known, a line or a JSON object each, by id and as it is allowed.
 
     Raises:
         StartupError: an allow-list cannot be satisfied.
     """
     catalog, hub = open_catalog(settings), open_hub(settings)
     specs = {spec.id: spec for spec in catalog.known.values()}
-    rows = [_row(specs[name], catalog, hub) for name in sorted(specs)]
+    for listed in catalog.listed.values():
+        specs |= listed
+    rows = [_row(name, specs[name], catalog, hub) for name in sorted(specs)]
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(rows)).decode())
         return
@@ -73,9 +75,9 @@ def _fetched(spec: ModelSpec, hub: Hub, *, verify: bool) -> str:
     return f"{directory}" + "".join(f", fetched {one} again" for one in damaged)
 
 
-def _row(spec: ModelSpec, catalog: Catalog, hub: Hub) -> dict[str, Any]:
+def _row(name: str, spec: ModelSpec, catalog: Catalog, hub: Hub) -> dict[str, Any]:
     return {
-        "id": spec.id,
+        "id": name,
         "kind": spec.kind,
         "dimensions": spec.dimensions,
         "max_tokens": spec.max_tokens,

@@ -20,6 +20,10 @@ from embedding_server.errors import SettingsError
 PREFIX = "INFERENCE_"
 DEMO_MODELS = ("sentence-transformers/all-MiniLM-L6-v2", "Qdrant/all-MiniLM-L6-v2-onnx")
 """Two names of one model."""
+NO_MODELS = (
+    "name the models to serve, for example"
+    f" INFERENCE_ALLOWED_EMBEDDING_MODELS={DEMO_MODELS[0]}, or try `embedding-server serve --demo`"
+)
 Names = tuple[str, ...]
 _SWITCH = dict.fromkeys(("true", "1", "yes", "on"), True)
 _SWITCH |= dict.fromkeys(("false", "0", "no", "off"), False)
@@ -56,7 +60,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     `--max-batch-size` on the command line.
     """
 
-    allowed_embedding_models: Annotated[Names, _field("comma list of model ids, or `*`")]
+    allowed_embedding_models: Annotated[
+        Names, _field("comma list of model ids, or `*`; not needed beside `INFERENCE_MODEL_CONFIG`")
+    ]
     allowed_rerank_models: Annotated[
         Names, _field("comma list of model ids, or `*`; an embedding model reranks by cosine")
     ] = ()
@@ -64,6 +70,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     model_path: Annotated[Path | None, _field("directory of own models, a sub-directory each")] = (
         None
     )
+    model_config: Annotated[
+        Path | None, _field("YAML file of models and names of them, all allowed by being there")
+    ] = None
     preload: Annotated[
         Names | None,
         _field(
@@ -302,12 +311,10 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str | None]) -> Setting
     if values.get("demo"):
         values.setdefault("allowed_embedding_models", DEMO_MODELS)
         values.setdefault("allowed_rerank_models", DEMO_MODELS)
-    if not values.get("allowed_embedding_models"):
-        raise SettingsError(
-            "INFERENCE_ALLOWED_EMBEDDING_MODELS is not set: name the models to serve, for example"
-            f" INFERENCE_ALLOWED_EMBEDDING_MODELS={DEMO_MODELS[0]},"
-            " or try `embedding-server serve --demo`"
-        )
+    if values.get("model_config"):
+        values.setdefault("allowed_embedding_models", ())
+    elif not values.get("allowed_embedding_models"):
+        raise SettingsError(f"INFERENCE_ALLOWED_EMBEDDING_MODELS is not set: {NO_MODELS}")
     return Settings(**values)
 
 

@@ -43,8 +43,8 @@ def tune(settings: Settings, seconds: float) -> None:
 
 
 def _tune(spec: ModelSpec, settings: Settings, seconds: float) -> None:
-    cores, plan = settings.threads or usable_cores(), RunPlan.of(settings)
-    source = Source(spec, plan, cores)
+    cores = settings.threads or usable_cores()
+    source = Source(spec, RunPlan.of(settings), cores)
     tried, open_session = all_ways(cores, source.fixed_threads), partial(source.open, wide=False)
     points = sweep(open_session, tried, cores, spec.max_tokens, seconds)
     measured = list(tqdm(points, desc=spec.id, total=len(tried), unit="point"))
@@ -54,7 +54,7 @@ def _tune(spec: ModelSpec, settings: Settings, seconds: float) -> None:
         print(f"{_describe(point.way.threads):32} {point.way.batch_tokens:7} {numbers}")
     way = settle(open_session, measured, cores, spec.max_tokens, seconds)
     cost = profiles.measure(open_session(way.threads), spec.max_tokens, _COST_SECONDS, cores)
-    quality = None if plan.precision is Precision.FP32 else source.quality()
+    quality = None if source.precision is Precision.FP32 else source.quality()
     profile = Profile(cost, way, _COST_SECONDS + seconds * len(tried), quality)
     profiles.store(profile, source.profile_path)
     kept = f"{_describe(way.threads)}, {way.batch_tokens} tokens per batch"

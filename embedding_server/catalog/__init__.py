@@ -5,12 +5,15 @@ A request's model name passes here first: `resolve` turns it into a `ModelSpec` 
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import structlog
 
+from embedding_server.catalog.config import Entry, read_config
 from embedding_server.catalog.demo import demo_model
 from embedding_server.catalog.discover import discover, is_repository, stand_in
 from embedding_server.catalog.local import (
@@ -19,10 +22,17 @@ from embedding_server.catalog.local import (
     complete,
     read_directory,
 )
+from embedding_server.catalog.overrides import (
+    again,
+    check_type,
+    configured,
+    directory_model,
+    overridden,
+)
 from embedding_server.catalog.published import gpu_friendly, published_models, servable
 from embedding_server.core import Kind, ModelSpec, Origin, Task
 from embedding_server.errors import SettingsError, StartupError, UnsupportedModel
-from embedding_server.settings import Names, Settings
+from embedding_server.settings import NO_MODELS, Names, Settings
 
 __all__ = [
     "Catalog",
@@ -57,11 +67,13 @@ class Catalog:
         specs: models of this machine; the first that claims a name has it.
         allowed: per task the names of the allow-list, or `*`.
         published: lists the models that are known by name and are downloaded when they are wanted;
-            asked only where an allow-list is not satisfied without.
+            asked only where an allow-list or an entry is not satisfied without.
         look_up: finds the model of any other name that could be a repository's.
+        entries: models that have names by configuration, and are allowed by that.
 
     Raises:
-        SettingsError: a name of an allow-list is not known, or its model cannot do the task.
+        SettingsError: a name of an allow-list or of an entry is not known, or its model cannot do
+            what is wanted.
     """
 
     def __init__(
@@ -70,18 +82,25 @@ class Catalog:
         allowed: Mapping[Task, Names],
         published: Callable[[], Iterable[ModelSpec]] = tuple,
         look_up: LookUp = _no_hub,
+        *,
+        entries: Sequence[Entry] = (),
     ) -> None:
         self._known: dict[str, ModelSpec] = {}
         self._published = published
         self._look_up = look_up
         self._learn(specs)
         named = {name for names in allowed.values() for name in names}
+        named -= {entry.key for entry in entries}
+        named |= {entry.name for entry in entries if not entry.directory}
         if not named <= self._known.keys():
             self._learn(published())
+        self._configure(entries)
         self.listed: dict[Task, dict[str, ModelSpec]] = {
             task: self._named(task, names) for task, names in allowed.items()
         }
-        """Per task: the name as the allow-list spells it -> its spec."""
+        """Per task: the name as the allow-list or an entry spells it -> its spec."""
+        for entry in entries:
+            self.listed[entry.type.task][entry.key] = self._known[entry.key]
         self._allowed = {
             task: {name: spec for spec in listed.values() for name in spec.names}
             for task, listed in self.listed.items()
@@ -130,25 +149,48 @@ class Catalog:
         raise SettingsError(f"INFERENCE_PRELOAD={name!r}: the model is in no allow-list")
 
     def _learn(self, specs: Iterable[ModelSpec]) -> None:
+        """Take in what is not known; a model goes by those of its names that are free."""
         for spec in specs:
-            for name in spec.names:
-                self._known.setdefault(name, spec)
+            if free := [name for name in spec.names if name not in self._known]:
+                here = msgspec.structs.replace(spec, id=free[0], aliases=tuple(free[1:]))
+                self._known |= dict.fromkeys(free, here)
+
+    def _configure(self, entries: Sequence[Entry]) -> None:
+        """Let the models of `entries` have their keys as names, whoever had these before."""
+        here = {spec.located.resolve(): spec for spec in self._known.values() if spec.located}
+        bases = [self._base(entry, here) for entry in entries]
+        before, self._known = self._known, {}
+        self._learn(configured(entries, bases))
+        self._learn(before.values())
+
+    def _base(self, entry: Entry, here: dict[Path, ModelSpec]) -> ModelSpec:
+        """The model that an entry names; those of this machine are looked up in `here`."""
+        task, said = entry.type.task, entry.said("name")
+        if not entry.directory:
+            spec = self._model(entry.name, task, said)
+        elif entry.overrides:
+            spec = directory_model(entry, entry.directory)
+        else:
+            directory = entry.directory.resolve()
+            spec = here.get(directory) or directory_model(entry, entry.directory)
+            here[directory] = spec
+        check_type(entry, spec)
+        _check_served(spec, entry.name, task, said)
+        return spec
 
     def _named(self, task: Task, names: Names) -> dict[str, ModelSpec]:
         if _EVERYTHING in names:
             return {**self._everything(task), **self._named(task, _without_star(names))}
         for name in names:
-            if name not in self._known:
-                self._learn([self._found_or_expected(name, task)])
-            if (kind := self._known[name].kind) not in _SERVED[task]:
-                raise SettingsError(
-                    f"{_VARIABLES[task]}: {name!r} is a {kind} model, which cannot {task}"
-                )
-            if not _runs(self._known[name]):
-                raise SettingsError(
-                    f"{_VARIABLES[task]}: {name!r} is known, but its files cannot be run yet"
-                )
+            spec = self._model(name, task, _VARIABLES[task])
+            _check_served(spec, name, task, _VARIABLES[task])
         return {name: self._known[name] for name in names}
+
+    def _model(self, name: str, task: Task, said: str) -> ModelSpec:
+        """The model of a name that `said` has; raises `SettingsError`."""
+        if name not in self._known:
+            self._learn([self._found_or_expected(name, task, said)])
+        return self._known[name]
 
     def _everything(self, task: Task) -> dict[str, ModelSpec]:
         """What `*` means: what is on this machine, and published models made for the task."""
@@ -163,7 +205,7 @@ class Catalog:
             raise SettingsError(f"{_VARIABLES[task]}: no model is known that `*` could mean")
         return {spec.id: spec for spec in specs}
 
-    def _found_or_expected(self, name: str, task: Task) -> ModelSpec:
+    def _found_or_expected(self, name: str, task: Task, said: str) -> ModelSpec:
         """The model of that name on the hub, or what stands for it until the hub is back."""
         try:
             return self._found(name)
@@ -171,7 +213,7 @@ class Catalog:
             log.warning("model.unidentified", model=name, error=str(exc))
             return stand_in(name, _SERVED[task][0])
         except SettingsError as exc:
-            raise SettingsError(f"{_VARIABLES[task]}: {exc}") from exc
+            raise SettingsError(f"{said}: {exc}") from exc
 
     def _found(self, name: str) -> ModelSpec:
         """The model of a name that no list has; raises as `find` does."""
@@ -188,6 +230,14 @@ class Catalog:
     def _near(self, name: str) -> str:
         near = difflib.get_close_matches(name, self._known, n=3, cutoff=0.4)
         return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _check_served(spec: ModelSpec, name: str, task: Task, said: str) -> None:
+    """Raise `SettingsError` if a model that `said` names for a task cannot do it."""
+    if spec.kind not in _SERVED[task]:
+        raise SettingsError(f"{said}: {name!r} is a {spec.kind} model, which cannot {task}")
+    if not _runs(spec):
+        raise SettingsError(f"{said}: {name!r} is known, but its files cannot be run yet")
 
 
 def _runs(spec: ModelSpec) -> bool:
@@ -212,19 +262,29 @@ _MEANT = {Task.EMBED: _SERVED[Task.EMBED], Task.RERANK: (Kind.CROSS,)}
 """Kinds of published models that `*` means: those made for the task."""
 
 
-def _present(settings: Settings) -> list[ModelSpec]:
+def _present(settings: Settings, entries: Sequence[Entry]) -> list[ModelSpec]:
     """The models of this machine."""
     specs = [demo_model()] if settings.demo else []
-    return specs + (_own_models(settings) if settings.model_path else [])
+    return specs + (_own_models(settings, entries) if settings.model_path else [])
 
 
 def open_catalog(settings: Settings) -> Catalog:
     """The catalogue that `settings` describe; raises `StartupError`."""
+    config = settings.model_config
+    entries = read_config(config, settings.model_path) if config else ()
+    if not entries and not settings.allowed_embedding_models:
+        raise SettingsError(f"INFERENCE_MODEL_CONFIG={str(config)!r} names no model: {NO_MODELS}")
     allowed = {
         Task.EMBED: settings.allowed_embedding_models,
         Task.RERANK: settings.allowed_rerank_models,
     }
-    return Catalog(_present(settings), allowed, published_models, _looking_up(settings))
+    return Catalog(
+        _present(settings, entries),
+        allowed,
+        published_models,
+        _looking_up(settings),
+        entries=entries,
+    )
 
 
 def _looking_up(settings: Settings) -> LookUp:
@@ -271,7 +331,7 @@ def identified(spec: ModelSpec, hub: "Hub") -> ModelSpec:
     task = next(task for task, kinds in _SERVED.items() if kinds[0] is spec.kind)
     if found.kind not in _SERVED[task]:
         raise ModelFilesError(f"{spec.id} is a {found.kind} model, which cannot {task}")
-    return found
+    return again(found, spec)
 
 
 class Locator:
@@ -291,7 +351,7 @@ class Locator:
             return spec
         found = identified(spec, self.hub)
         assert found.origin
-        return complete(found, self.hub.fetch(found.origin))
+        return overridden(complete(found, self.hub.fetch(found.origin)))
 
     @cached_property
     def hub(self) -> "Hub":
@@ -299,7 +359,8 @@ class Locator:
         return open_hub(self._settings)
 
 
-def _own_models(settings: Settings) -> list[ModelSpec]:
+def _own_models(settings: Settings, entries: Sequence[Entry]) -> list[ModelSpec]:
+    """Those of `INFERENCE_MODEL_PATH`; of a directory that has an entry, that may say more."""
     assert settings.model_path
     try:
         directories = sorted(path for path in settings.model_path.iterdir() if path.is_dir())
@@ -308,11 +369,14 @@ def _own_models(settings: Settings) -> list[ModelSpec]:
             f"INFERENCE_MODEL_PATH={str(settings.model_path)!r}: {exc.strerror}"
         ) from exc
     named = settings.allowed_embedding_models + settings.allowed_rerank_models
+    mended = {entry.directory for entry in entries}
     specs = []
     for path in directories:
         try:
             specs.append(read_directory(path, path.name))
         except ModelFilesError as exc:
+            if path in mended:
+                continue
             if path.name in named:
                 raise StartupError(str(exc)) from exc
             log.warning("model.unusable", error=str(exc))

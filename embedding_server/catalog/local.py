@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from embedding_server.core import Kind, ModelSpec, Pooling
+from embedding_server.core import Kind, ModelSpec, Overrides, Pooling
 from embedding_server.settings import Names
 
 _POOLING_FLAGS = {
@@ -37,6 +37,7 @@ _WIDTHS = ("hidden_size", "dim", "n_embd", "d_model")
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
 """Types of models whose positions begin behind the padding id."""
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_trained_positions")
+_NOTHING = Overrides()
 _UNLIMITED = 1_000_000
 """tokenizer_config.json writes 1e30 where it knows no limit."""
 
@@ -63,47 +64,57 @@ def read_directory(
     aliases: Names = (),
     description: str = "",
     weights_sha256: str | None = None,
+    said: Overrides = _NOTHING,
 ) -> ModelSpec:
     """Describe the model in `directory` under the id `name`.
+
+    What the directory cannot say (pooling, limit, which file), `said` may.
 
     Raises:
         ModelFilesError: a file is missing, is no JSON, or asks for a pooling that is not known.
     """
-    _require_inside(directory)
-    spec = describe(directory, name)
-    there = {file for file in (*_GRAPHS, _WEIGHTS, _SHARDS) if (directory / file).exists()}
+    wanted = (said.file,) if said.file else (*_GRAPHS, _WEIGHTS, _SHARDS)
+    _require_inside(directory, wanted)
+    spec = describe(directory, name, said)
+    there = [file for file in wanted if (directory / file).is_file()]
     return msgspec.structs.replace(
         spec,
         located=directory,
-        file=model_file(there, directory),
+        file=model_file(there, directory, wanted),
         description=description,
         aliases=aliases,
         weights_sha256=weights_sha256,
     )
 
 
-def describe(directory: Path, name: str) -> ModelSpec:
+def describe(directory: Path, name: str, said: Overrides = _NOTHING) -> ModelSpec:
     """What the configuration in `directory` says of the model `name`; nothing of its weights.
+
+    What it cannot say, `said` may.
 
     Raises:
         ModelFilesError: as in `read_directory`.
     """
     with _readable(directory):
-        return _describe(directory, name)
+        return _describe(directory, name, said)
 
 
-def model_file(names: Collection[str], owner: object) -> str | None:
+def model_file(
+    names: Collection[str], owner: object, wanted: Names = (*_GRAPHS, _WEIGHTS)
+) -> str | None:
     """The exported graph among these files of `owner`, None: weights that are to be converted.
+
+    `wanted` are those that would do, the best first.
 
     Raises:
         ModelFilesError: there is neither.
     """
-    for name in (*_GRAPHS, _WEIGHTS):
-        if name in names:
+    for name in wanted:
+        if name in names and name != _SHARDS:
             return None if name == _WEIGHTS else name
     if _SHARDS in names:
         raise ModelFilesError(f"{owner} has its weights in shards ({_SHARDS}): not served yet")
-    known = ", ".join((*_GRAPHS, _WEIGHTS))
+    known = ", ".join(wanted)
     raise ModelFilesError(f"{owner} has none of {known}; pickled weights are not read")
 
 
@@ -138,15 +149,15 @@ def _readable(directory: Path) -> Iterator[None]:
         raise ModelFilesError(f"{directory}: its JSON files are odd: {exc}") from exc
 
 
-def _require_inside(directory: Path) -> None:
+def _require_inside(directory: Path, wanted: Names) -> None:
     """Refuse links that leave the directory."""
     root = directory.resolve()
-    for path in (directory / name for name in (*_GRAPHS, *_DATA, _WEIGHTS, *_DESCRIPTIONS)):
+    for path in (directory / name for name in (*wanted, *_DATA, *_DESCRIPTIONS)):
         if not path.resolve().is_relative_to(root):
             raise ModelFilesError(f"{path} is a link to {path.resolve()}, outside its directory")
 
 
-def _describe(directory: Path, name: str) -> ModelSpec:
+def _describe(directory: Path, name: str, said: Overrides) -> ModelSpec:
     config = _read(directory / "config.json", required=True)
     modules = _read(directory / "modules.json") or [{"type": "Transformer"}, {"type": "Pooling"}]
     kinds = [module["type"].rpartition(".")[2] for module in modules]
@@ -158,8 +169,10 @@ def _describe(directory: Path, name: str) -> ModelSpec:
     return ModelSpec(
         id=name,
         kind=Kind.CROSS if scores else Kind.DENSE,
-        pooling=Pooling.NONE if scores else _pooling(directory / "1_Pooling" / "config.json"),
-        max_tokens=_max_tokens(directory, config),
+        pooling=Pooling.NONE
+        if scores
+        else said.pooling or _pooling(directory / "1_Pooling" / "config.json"),
+        max_tokens=said.max_tokens or _max_tokens(directory, config),
         dimensions=0 if scores else _width(config),
         pad=config.get("pad_token_id") or 0,
         prompts=_prompts(directory),
@@ -192,10 +205,7 @@ def _max_tokens(directory: Path, config: dict[str, Any], known: int = 0) -> int:
 
     `known` is what the catalogue says that the weights allow; 0 where it does not say.
     """
-    positions = next((int(config[key]) for key in _POSITIONS if config.get(key)), 0)
-    if config.get("model_type") in _OFFSET_POSITIONS:
-        positions -= 1 + (config.get("pad_token_id") or 0)
-    positions = min(filter(None, (positions, known)), default=0)
+    positions = min(filter(None, (_positions(config), known)), default=0)
     listed = _read(directory / "sentence_bert_config.json").get("max_seq_length")
     tokenizer = _read(directory / "tokenizer_config.json").get("model_max_length")
     if listed is None and tokenizer is not None and tokenizer < _UNLIMITED:
@@ -203,6 +213,23 @@ def _max_tokens(directory: Path, config: dict[str, Any], known: int = 0) -> int:
     if not listed and not positions:
         raise KeyError(_POSITIONS[0])
     return min(int(listed or positions), positions or int(listed))
+
+
+def weights_limit(directory: Path) -> int:
+    """Tokens that the weights in `directory` have positions for; 0: their config does not say.
+
+    Raises:
+        ModelFilesError: it cannot be read.
+    """
+    with _readable(directory):
+        return _positions(_read(directory / "config.json"))
+
+
+def _positions(config: dict[str, Any]) -> int:
+    found = next((int(config[key]) for key in _POSITIONS if config.get(key)), 0)
+    if config.get("model_type") in _OFFSET_POSITIONS:
+        found -= 1 + (config.get("pad_token_id") or 0)
+    return found
 
 
 def _read(path: Path, *, required: bool = False) -> Any:

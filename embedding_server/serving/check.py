@@ -51,7 +51,7 @@ def _check_form(spec: ModelSpec, vector: Vector) -> None:
         if spec.dimensions and not spec.fastembed and largest >= spec.dimensions:
             raise CheckError(f"index {largest} is not below {spec.dimensions}")
         return
-    width = 1 if spec.kind is Kind.CROSS else spec.dimensions
+    width = 1 if spec.kind is Kind.CROSS else spec.width
     axes = 2 if spec.kind is Kind.MULTI else 1
     if vector.ndim != axes or vector.shape[-1] != width:
         raise CheckError(f"a vector has shape {vector.shape}, expected width {width}")

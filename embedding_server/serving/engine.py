@@ -238,6 +238,8 @@ class Engine:
                 stages.enter("in the model's queue and runs")
                 items = [one.item for one in encodings]
                 vectors = await model.batcher.embed(items, options.client)
+            if model.spec.uncut:
+                vectors = [one[..., : model.spec.dimensions] for one in vectors]
             usage = Usage(
                 fingerprint=model.fingerprint,
                 tokens=sum(lengths),

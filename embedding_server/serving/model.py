@@ -31,7 +31,7 @@ class Model:
         encoder: what its session takes of a request's texts.
         batcher: runs them.
         executor: one thread for tokenising larger requests off the event loop.
-        fingerprint: names weights, tokenizer, pooling, precision, provider and runtime version.
+        fingerprint: see `Source.fingerprint`.
         quality: of a reduced precision, against fp32.
     """
 

@@ -74,6 +74,8 @@ class Source:
 
     def __init__(self, spec: ModelSpec, plan: RunPlan, cores: int) -> None:
         self._spec = spec
+        if spec.precision:
+            plan = msgspec.structs.replace(plan, precision=spec.precision)
         self._plan = plan
         self._cores = cores
         self.encoder = encoder_of(spec, plan.max_image_pixels)
@@ -84,8 +86,8 @@ class Source:
         if spec.file and self._exported:
             if not exact:
                 raise SessionError(
-                    f"INFERENCE_PRECISION={plan.precision} needs {WEIGHTS}, {spec.id} is an"
-                    " exported graph"
+                    f"{plan.precision} needs {WEIGHTS}, {spec.id} is an exported graph: change"
+                    " INFERENCE_PRECISION, or its precision in INFERENCE_MODEL_CONFIG"
                 )
             self._graph = spec.directory / spec.file
             self._layout = layout_of(spec, self.encoder)
@@ -97,6 +99,11 @@ class Source:
             expected_sha256=spec.weights_sha256,
             int8=int8_graphs(self.encoder) if plan.precision is Precision.INT8 else None,
         )
+
+    @property
+    def precision(self) -> Precision:
+        """What its sessions compute in."""
+        return self._plan.precision
 
     @property
     def fixed_threads(self) -> Threads | None:
@@ -134,8 +141,8 @@ class Source:
 
     def exact(self) -> Session:
         """A session of the same model in fp32, on one thread."""
-        plan = msgspec.structs.replace(self._plan, precision=Precision.FP32)
-        return Source(self._spec, plan, 1).open(Threads())
+        spec = msgspec.structs.replace(self._spec, precision=Precision.FP32)
+        return Source(spec, self._plan, 1).open(Threads())
 
     def profile(self, quiet: Callable[[], bool] = lambda: True) -> Profile:
         """What is stored for this model and machine, else what is measured now.
@@ -162,9 +169,11 @@ class Source:
     def fingerprint(self, provider: str) -> str:
         """16 hex digits over everything that decides a vector's bits.
 
-        That is the graph (weights, pooling, precision), tokenizer, provider and runtime version.
+        That is the graph (weights, pooling, precision), tokenizer and limit, provider and runtime
+        version.
         """
-        return hashlib.sha256(f"{self._identity} {provider}".encode()).hexdigest()[:16]
+        key = f"{self._identity} {self._spec.max_tokens} {provider}"
+        return hashlib.sha256(key.encode()).hexdigest()[:16]
 
     def quality(self) -> Quality:
         """What the reduced precision is worth, against fp32."""
