@@ -58,6 +58,19 @@ def test_models_as_json(tmp_path: Path) -> None:
     assert (bge["dimensions"], bge["max_tokens"], bge["cached"]) == (1024, 8192, False)
 
 
+def test_models_shows_configured_names(models: Path, tmp_path: Path) -> None:
+    """The keys of a YAML file are listed, names and models of their own, and only they allowed."""
+    config = tmp_path / "models.yaml"
+    config.write_text("models: {name: {name: tiny}, mine: {name: other, dimensions: 8}}")
+    words = ("models", "--json", "--model-path", str(models))
+    for said in ({"INFERENCE_MODEL_CONFIG": str(config)}, {}):
+        flags = () if said else ("--model-config", str(config))
+        ran = run(*words, *flags, HF_HOME=str(tmp_path), **said)
+        allowed = {row["id"]: row for row in json.loads(ran.stdout) if row["allowed"]}
+        assert set(allowed) == {"name", "tiny", "mine"}
+        assert allowed["mine"]["dimensions"] == 8
+
+
 def test_fetch_mistakes_are_one_line(tmp_path: Path) -> None:
     """An unknown name, nothing to do, and offline without a cache are one line each."""
     for words, said in (
