@@ -45,13 +45,12 @@ def configured(entries: Sequence[Entry], bases: Sequence[ModelSpec]) -> list[Mod
     changed = [
         _changed(entry, base) for entry, base in zip(entries, bases, strict=True) if entry.overrides
     ]
-    keys: dict[str, list[str]] = {}
+    plain: dict[tuple[str, Path | None], tuple[ModelSpec, list[str]]] = {}
     for entry, base in zip(entries, bases, strict=True):
         if not entry.overrides:
-            keys.setdefault(base.id, []).append(entry.key)
-    plain = {base.id: base for base in bases if base.id in keys}
+            plain.setdefault((base.id, base.located), (base, []))[1].append(entry.key)
     taken = {entry.key for entry in entries}
-    return changed + [_renamed(base, keys[name], taken) for name, base in plain.items()]
+    return changed + [_renamed(base, keys, taken) for base, keys in plain.values()]
 
 
 def directory_model(entry: Entry, directory: Path) -> ModelSpec:

@@ -230,13 +230,16 @@ def test_anchors_and_merges(config: Path) -> None:
     write(
         config,
         f"one: &one {{name: {E5}, max_tokens: 256, prompts: &p {{query: q, document: d}}}}",
-        "two: {<<: *one, max_tokens: 128, prompts: {<<: *p, query: x}}",
+        "two: &two {<<: *one, max_tokens: 128, prompts: {<<: *p, query: x}}",
         "three: *one",
         "four: {<<: [*one], dimensions: 8}",
+        "five: *two",
+        "six: &six {<<: *six, name: m}",
     )
-    one, two, three, four = (entry.overrides for entry in read_config(config))
+    one, two, three, four, five, six = (entry.overrides for entry in read_config(config))
     assert one == three == Overrides(max_tokens=256, prompts={"query": "q", "document": "d"})
-    assert two == Overrides(max_tokens=128, prompts={"query": "x", "document": "d"})
+    assert six == Overrides()
+    assert two == five == Overrides(max_tokens=128, prompts={"query": "x", "document": "d"})
     assert (four.max_tokens, four.dimensions) == (256, 8)
 
 
@@ -297,6 +300,17 @@ def test_a_key_takes_a_name(config: Path) -> None:
         assert (limits[minilm], limits[E5], limits["e5"]) == (512, 77, 512)
         assert all(spec.id == name for name, spec in found.models.items())
         assert found.find(small) is found.find(BGE)
+
+
+def test_a_directory_takes_a_published_name(config: Path) -> None:
+    """A directory may be served under a published id, and that model under another one."""
+    write_model(config.parent / "m")
+    lines = (f"{BGE}: {{name: m}}", f"x: {{name: {BGE}}}")
+    for order in (lines, lines[::-1]):
+        found = catalog(config, *order)
+        assert found.resolve(BGE, Task.EMBED).located == config.parent / "m"
+        other = found.resolve("x", Task.EMBED)
+        assert (other.id, other.origin) == ("x", Origin(repo=BGE, files=(GRAPH,)))
 
 
 def test_directories(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,17 @@ def test_reduced_precision_is_judged(spec: ModelSpec, tmp_path: Path) -> None:
     assert source.fingerprint("cpu") != exact.fingerprint("cpu")
 
 
+def test_precision_of_one_model(spec: ModelSpec, tmp_path: Path) -> None:
+    """A model's own precision goes before the server's, and is compared with fp32 none the less."""
+    own = msgspec.structs.replace(spec, precision=Precision.INT8)
+    source, plain = (Source(one, RunPlan(cache=tmp_path), 1) for one in (own, spec))
+    assert source.precision is source.open(Threads()).precision is Precision.INT8
+    texts = [np.arange(4, 12)]
+    exact = plain.open(Threads()).run(texts)
+    assert (source.exact().run(texts) == exact).all()
+    assert (source.open(Threads()).run(texts) != exact).any()
+
+
 def test_stopped_run(spec: ModelSpec, tmp_path: Path) -> None:
     """A run that is told to stop fails, and the session serves on."""
     session = Source(spec, RunPlan(cache=tmp_path), 1).open(Threads())
