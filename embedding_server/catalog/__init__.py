@@ -24,6 +24,7 @@ from embedding_server.catalog.local import (
 )
 from embedding_server.catalog.overrides import (
     again,
+    check_limit,
     check_type,
     configured,
     directory_model,
@@ -158,9 +159,13 @@ class Catalog:
     def _configure(self, entries: Sequence[Entry]) -> None:
         """Let the models of `entries` have their keys as names, whoever had these before."""
         here = {spec.located.resolve(): spec for spec in self._known.values() if spec.located}
-        bases = [self._base(entry, here) for entry in entries]
+        listed = [entry for entry in entries if entry.name in self._known]
+        bases = {entry.key: self._base(entry, here) for entry in entries}
+        for entry in listed:
+            if bases[entry.key].origin:
+                check_limit(entry, bases[entry.key])
         before, self._known = self._known, {}
-        self._learn(configured(entries, bases))
+        self._learn(configured(entries, list(bases.values())))
         self._learn(before.values())
 
     def _base(self, entry: Entry, here: dict[Path, ModelSpec]) -> ModelSpec:

@@ -71,11 +71,8 @@ def overridden(spec: ModelSpec) -> ModelSpec:
         OverrideError: its weights have fewer positions or dimensions.
     """
     said, width = spec.overrides, spec.width
-    limit = weights_limit(spec.located) if spec.located else spec.max_tokens
-    if said.max_tokens and 0 < limit < said.max_tokens:
-        raise OverrideError(
-            "max_tokens", f"{spec.id} has positions for {limit} tokens, not {said.max_tokens}"
-        )
+    if said.max_tokens and spec.located:
+        _check_limit(spec.id, said.max_tokens, weights_limit(spec.located))
     if said.dimensions and 0 < width < said.dimensions:
         raise OverrideError(
             "dimensions", f"{spec.id} gives {width} dimensions, not {said.dimensions}"
@@ -100,6 +97,14 @@ def again(found: ModelSpec, spec: ModelSpec) -> ModelSpec:
     """
     names = {"id": spec.id, "aliases": spec.aliases}
     return overridden(msgspec.structs.replace(found, **names, overrides=spec.overrides))
+
+
+def check_limit(entry: Entry, listed: ModelSpec) -> None:
+    """Raise `SettingsError` if a list knows better how many tokens the weights take."""
+    try:
+        _check_limit(entry.name, entry.overrides.max_tokens or 0, listed.max_tokens)
+    except OverrideError as exc:
+        raise SettingsError(f"{entry.said(exc.key)}: {exc}") from exc
 
 
 def check_type(entry: Entry, spec: ModelSpec) -> None:
@@ -130,6 +135,11 @@ def _changed(entry: Entry, base: ModelSpec) -> ModelSpec:
         return overridden(spec)
     except OverrideError as exc:
         raise SettingsError(f"{entry.said(exc.key)}: {exc}") from exc
+
+
+def _check_limit(name: str, wanted: int, limit: int) -> None:
+    if 0 < limit < wanted:
+        raise OverrideError("max_tokens", f"{name} has positions for {limit} tokens, not {wanted}")
 
 
 def _check_present(entry: Entry, base: ModelSpec) -> None:

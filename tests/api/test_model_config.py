@@ -9,7 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.conftest import Client, Serve
+from tests.hub import LocalHub
 from tests.tiny import HIDDEN, MAX_TOKENS, POSITIONS, write_cross_encoder
+from tests.zoo import ZOO
 
 Array = NDArray[np.float64]
 LONG = " ".join(["the of and"] * 15)
@@ -144,3 +146,39 @@ async def test_preload_names_keys(serve: Serve, config: Path) -> None:
         ready = {name for name, model in models.items() if model["state"] == "ready"}
         assert ready == {"tiny", "short"}
         await asyncio.gather(*(embed(client, name, "a") for name in ("tiny", "other", "cut")))
+
+
+async def test_other_kinds(serve: Serve, tmp_path: Path) -> None:
+    """Late-interaction models are cut per token, in rerankings too; sparse ones get names."""
+    colbert, splade = "colbert-ir/colbertv2.0", "prithivida/Splade_PP_en_v1"
+    config = tmp_path / "models.yaml"
+    config.write_text(f"""models:
+      whole: {{name: {colbert}, type: late-interaction}}
+      cut: {{name: {colbert}, type: late-interaction, dimensions: {CUT}}}
+      ranks: {{name: {colbert}, type: rerank, dimensions: {CUT}}}
+      sparse: {{name: {splade}, type: sparse-embeddings}}
+    """)
+    with LocalHub() as hub:
+        for name in (colbert, splade):
+            repo, write_files = ZOO[name]
+            write_files(directory := tmp_path / repo.replace("/", "-"))
+            paths = [path for path in directory.rglob("*") if path.is_file()]
+            files = {str(path.relative_to(directory)): path.read_bytes() for path in paths}
+            hub.publish(repo, files)
+        settings: dict[str, Any] = {"allowed_embedding_models": (), "allowed_rerank_models": ()}
+        settings |= {"hf_endpoint": hub.url, "hf_home": tmp_path / "hf", "model_config": config}
+        async with serve(**settings) as client:
+            body = {"model": "whole", "text": "the of", "output": "tokens", "normalize": False}
+            whole = (await client.post("/api/embed", json=body)).json()
+            cut = (await client.post("/api/embed", json=body | {"model": "cut"})).json()
+            assert cut["dimensions"] == CUT
+            rows, expected = np.array(cut["embeddings"][0]), np.array(whole["embeddings"][0])
+            assert np.abs(rows - expected[:, :CUT]).max() < 1e-6
+            query = body | {"model": "cut", "text": "of", "input_type": "query"}
+            asked = (await client.post("/api/embed", json=query)).json()["embeddings"][0]
+            best = (unit(np.array(asked)) @ unit(rows).T).max(axis=1).sum()
+            body = {"model": "ranks", "query": "of", "documents": ["the of"]}
+            (ranked,) = (await client.post("/api/rerank", json=body)).json()["results"]
+            assert ranked["score"] == pytest.approx(best, abs=1e-4)
+            body = {"model": "sparse", "text": "the of"}
+            assert (await client.post("/api/embed/sparse", json=body)).status_code == 200

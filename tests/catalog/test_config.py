@@ -32,7 +32,12 @@ def write(config: Path, *lines: str) -> Path:
 
 def catalog(config: Path, *lines: str, **changes: Any) -> Catalog:
     """What these models and nothing else make."""
-    settings: dict[str, Any] = {"allowed_embedding_models": (), "model_config": config}
+    settings: dict[str, Any] = {
+        "allowed_embedding_models": (),
+        "model_config": config,
+        "hf_home": config.parent / "hf",
+        "hf_hub_offline": True,
+    }
     write(config, *lines)
     return open_catalog(Settings(**(settings | changes)))
 
@@ -143,7 +148,9 @@ def test_no_models(config: Path, text: str) -> None:
         (("a: {name: \x07}",), 2, "special characters are not allowed"),
         (("a: {name: ./nowhere}",), 2, "a: name: there is no directory ./nowhere"),
         (("a: {name: /no/where}",), 2, "a: name: there is no directory /no/where"),
-        (("a:", f"  name: {BGE}x"), 3, f"a: '{BGE}x' is not known; did you mean {BGE}"),
+        (("a:", "  name: bge-small"), 3, "a: 'bge-small' is not known; did you mean "),
+        (("a:", f"  name: {BGE}x"), 3, "HF_HUB_OFFLINE is set"),
+        (("a:", f"  name: {BGE}x"), 3, f"; did you mean {BGE}"),
         (("a:", f"  name: {BGE}", "  type: rerank", "  type: rerank"), 5, "is on line 4 already"),
     ],
 )
@@ -170,6 +177,8 @@ def test_mistakes_name_their_line(
         (("name: BAAI/bge-reranker-base", "type: rerank", "prompts: {}"), 5, "prompts means noth"),
         (("name: tiny", f"max_tokens: {POSITIONS + 1}"), 4, f"{POSITIONS} tokens"),
         (("name: tiny", f"dimensions: {HIDDEN + 1}"), 4, f"gives {HIDDEN} dimensions"),
+        (("name: jinaai/jina-embeddings-v3", "pooling: cls"), 4, "pooling means nothing for jin"),
+        (("name: Qdrant/bm25", "type: sparse-embeddings", "file: x.onnx"), 5, "file means noth"),
         (("name: tiny", "revision: main"), 4, "tiny is here, without revisions"),
         (("name: tiny", "file: onnx/other.onnx"), 4, "there is no "),
         (("name: tiny", "type: rerank", "pooling: cls", "x: 1"), 6, "x is not known"),
@@ -378,6 +387,34 @@ def test_overrides_survive_the_files(config: Path, limit: int) -> None:
     plain = locate(found.find(BGE))
     assert plain.max_tokens == MAX_TOKENS
     assert plain.prompts
+
+
+def test_repositories_of_the_hub(config: Path) -> None:
+    """A name that no list has is looked up; out of reach, it is made what was wanted later."""
+    model = export(write_model(config.parent / "m"))
+    files = {
+        str(path.relative_to(model)): path.read_bytes()
+        for path in model.rglob("*")
+        if path.is_file()
+    }
+    files["onnx/model_O4.onnx"] = files[GRAPH]
+    line = "mine: {name: some/one, dimensions: 8, max_tokens: 60, file: onnx/model_O4.onnx}"
+    nowhere = {"hf_hub_offline": False, "hf_endpoint": "http://127.0.0.1:9"}
+    (waiting,) = catalog(config, line, **nowhere).models.values()
+    assert waiting.unidentified
+    with LocalHub() as hub:
+        hub.publish("some/one", files)
+        reached = {"hf_hub_offline": False, "hf_endpoint": hub.url}
+        (found,) = catalog(config, line, **reached).models.values()
+        settings = Settings(
+            allowed_embedding_models=(), hf_home=config.parent / "hf", hf_endpoint=hub.url
+        )
+        for spec in map(Locator(settings), (waiting, found)):
+            assert (spec.id, spec.file, spec.max_tokens) == ("mine", "onnx/model_O4.onnx", 60)
+            assert (spec.dimensions, spec.width, spec.pooling) == (8, HIDDEN, Pooling.MEAN)
+            assert (spec.directory / "onnx/model_O4.onnx").exists()
+        line = line.replace("8", "80")
+        assert f"gives {HIDDEN} dimensions, not 80" in mistake(config, line, **reached)[1]
 
 
 def test_settings(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
