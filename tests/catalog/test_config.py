@@ -402,6 +402,8 @@ def test_repositories_of_the_hub(config: Path) -> None:
     nowhere = {"hf_hub_offline": False, "hf_endpoint": "http://127.0.0.1:9"}
     (waiting,) = catalog(config, line, **nowhere).models.values()
     assert waiting.unidentified
+    late = "a: {name: some/one, type: late-interaction, prompts: {}}"
+    assert catalog(config, late, **nowhere).models["a"].unidentified
     with LocalHub() as hub:
         hub.publish("some/one", files)
         reached = {"hf_hub_offline": False, "hf_endpoint": hub.url}
