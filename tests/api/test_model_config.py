@@ -159,9 +159,8 @@ async def test_other_kinds(serve: Serve, tmp_path: Path) -> None:
       sparse: {{name: {splade}, type: sparse-embeddings}}
     """)
     with LocalHub() as hub:
-        for name in (colbert, splade):
-            repo, write_files = ZOO[name]
-            write_files(directory := tmp_path / repo.replace("/", "-"))
+        for name, repo in ((colbert, colbert), (splade, "Qdrant/Splade_PP_en_v1")):
+            ZOO[name](directory := tmp_path / repo.replace("/", "-"))
             paths = [path for path in directory.rglob("*") if path.is_file()]
             files = {str(path.relative_to(directory)): path.read_bytes() for path in paths}
             hub.publish(repo, files)
