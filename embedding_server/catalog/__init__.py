@@ -277,7 +277,7 @@ def open_catalog(settings: Settings) -> Catalog:
     """The catalogue that `settings` describe; raises `StartupError`."""
     config = settings.model_config
     entries = read_config(config, settings.model_path) if config else ()
-    if not entries and not settings.allowed_embedding_models:
+    if config and not entries and not settings.allowed_embedding_models:
         raise SettingsError(f"INFERENCE_MODEL_CONFIG={str(config)!r} names no model: {NO_MODELS}")
     allowed = {
         Task.EMBED: settings.allowed_embedding_models,

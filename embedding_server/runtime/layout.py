@@ -86,6 +86,7 @@ class Padded:
         outputs: what it gives; the best known one is used, else the first.
         pooling: for an output with a state per token.
         pad: the id that rows are filled up with.
+        pooled_here: take token states even where the graph pools, too.
 
     Raises:
         LayoutError: an input is not known, or the output is neither vectors nor token states.
@@ -94,7 +95,13 @@ class Padded:
     padded = True
 
     def __init__(
-        self, inputs: Sequence[Value], outputs: Sequence[Value], pooling: Pooling, pad: int
+        self,
+        inputs: Sequence[Value],
+        outputs: Sequence[Value],
+        pooling: Pooling,
+        pad: int,
+        *,
+        pooled_here: bool = False,
     ) -> None:
         unknown = [one.name for one in inputs if _kind(one.name) not in _INPUTS]
         if unknown:
@@ -103,7 +110,7 @@ class Padded:
         if odd:
             raise LayoutError(f"the graph takes {', '.join(odd)}, which is not known")
         by_name = {one.name: one for one in outputs}
-        wanted = _WANTED.get(pooling, _OUTPUTS)
+        wanted = _WANTED.get(pooling, (*_STATES, *_OUTPUTS) if pooled_here else _OUTPUTS)
         best = next((by_name[name] for name in wanted if name in by_name), outputs[0])
         if pooling is Pooling.NONE and len(best.shape) == 3:
             raise LayoutError(f"output {best.name} has a state per token, and no pooling is known")

@@ -58,7 +58,8 @@ def layout_of(spec: ModelSpec, encoder: Encoder) -> LayoutOf:
     """How an exported graph of the model takes its inputs."""
     if spec.kind is Kind.IMAGE:
         return partial(Pixels, pooling=spec.pooling, like=encoder.encode(_sample_images())[0].item)
-    return partial(Padded, pooling=spec.pooling, pad=spec.pad)
+    chosen = spec.overrides.pooling is not None
+    return partial(Padded, pooling=spec.pooling, pad=spec.pad, pooled_here=chosen)
 
 
 def finished(

@@ -70,12 +70,14 @@ def test_mean_of_any_lengths(lengths: list[int]) -> None:
 
 
 def test_vectors_are_taken_before_states() -> None:
-    """An output that is pooled already is used as it is."""
+    """An output that is pooled already is used as it is, unless an operator wants a pooling."""
     pooled = Value("sentence_embedding", "tensor(float)", ["n", 2])
     chosen = layout(outputs=(STATES, pooled))
     assert chosen.output == "sentence_embedding"
     rows = np.ones((2, 2), np.float32)
     assert chosen.vectors(rows, TEXTS) is rows
+    here = Padded([IDS, MASK], [STATES, pooled], pooling=Pooling.CLS, pad=0, pooled_here=True)
+    assert here.output == "last_hidden_state"
     other = Value("anything", "tensor(float)", ["n", "t", 2])
     assert layout(outputs=(other,)).output == "anything"
 
