@@ -55,7 +55,7 @@ def _measure(spec: ModelSpec, cores: int, texts: list[str], cache: Path) -> Repo
     with demo_server("--cache-dir", str(cache)):  # converts and measures
         pass
     (profile,) = filter(None, map(stored, cache.glob("profiles/*.json")))
-    session = OnnxSession(convert(spec.directory, spec.pooling, cache), cores)
+    session = OnnxSession(convert(spec, cache), cores)
     before = sweep(session, part, cores)
     best = max(before, key=speed)
     beside_limit = BesideLimit(partial(again, session, part, before))

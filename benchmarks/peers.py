@@ -12,12 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 
 from benchmarks.load import bodies, drive
 from benchmarks.loads import Beside
 from benchmarks.server import started
 from embedding_server.convert.blocks import gelu, layer_norm
+from embedding_server.convert.checkpoint import Checkpoint
 from embedding_server.convert.graph import Graph
 from embedding_server.convert.linear import in_fp32
 from embedding_server.core import ModelSpec
@@ -104,8 +104,7 @@ def padded_graph(directory: Path, path: Path) -> None:
     config = json.loads((directory / "config.json").read_text())
     heads, width = config["num_attention_heads"], config["hidden_size"]
     graph = Graph("padded")
-    with safe_open(directory / "model.safetensors", framework="numpy") as file:
-        weights = file.get_tensor
+    with Checkpoint(directory) as weights:
         ids, mask = (
             graph.input(name, "texts", "length") for name in ("input_ids", "attention_mask")
         )

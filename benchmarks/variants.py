@@ -69,7 +69,7 @@ def trades(
     for share in _SHARES:
         with tempfile.TemporaryDirectory() as scratch:
             int8 = int8_graphs(tokenizer, share)
-            graph = convert(spec.directory, spec.pooling, Path(scratch), int8=int8)
+            graph = convert(spec, Path(scratch), int8=int8)
             small = OnnxSession(graph, 1, precision=Precision.INT8)
             alone = normalized(np.concatenate([small.run([ids]) for ids in goldens]))
             difference = largest_difference(small, goldens, rounds=3)

@@ -25,7 +25,7 @@ def spec() -> ModelSpec:
 @pytest.fixture(scope="module")
 def session(spec: ModelSpec, cache: Path) -> OnnxSession:
     """Its session."""
-    graph = convert(spec.directory, spec.pooling, cache, expected_sha256=spec.weights_sha256)
+    graph = convert(spec, cache)
     return OnnxSession(graph, cores=1)
 
 

@@ -1,7 +1,10 @@
 """safetensors -> ONNX without torch: `convert` builds a graph, `Int8` asks for an 8-bit one."""
 
-from embedding_server.convert.blocks import ConvertError
-from embedding_server.convert.build import WEIGHTS, convert
+from embedding_server.convert.build import convert
+from embedding_server.convert.checkpoint import WEIGHTS
+from embedding_server.convert.errors import ConvertError
+from embedding_server.convert.families import FAMILIES
+from embedding_server.convert.hashes import content_hash
 from embedding_server.convert.quantize import Int8
 
-__all__ = ["WEIGHTS", "ConvertError", "Int8", "convert"]
+__all__ = ["FAMILIES", "WEIGHTS", "ConvertError", "Int8", "content_hash", "convert"]

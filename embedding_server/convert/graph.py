@@ -54,22 +54,29 @@ class Graph:
         self._weights[name] = self._store(name, np.ascontiguousarray(value))
         return name
 
-    def constant(self, value: int | float | Sequence[int] | np.generic) -> str:
+    def constant(self, value: int | float | Sequence[int] | np.generic | NDArray[Any]) -> str:
         """A constant, stored once however often it is used: float32, int64 or numpy's own type."""
         name = f"const:{value!r}"
         if name not in self._weights:
             dtype = np.float32 if isinstance(value, float) else np.int64
-            array = np.asarray(value, None if isinstance(value, np.generic) else dtype)
+            typed = isinstance(value, np.generic | np.ndarray)
+            array = np.asarray(value, None if typed else dtype)
             self._weights[name] = numpy_helper.from_array(array, name)
         return name
 
     def node(self, op: str, *inputs: str, **attributes: Any) -> str:
         """Append one standard node with one output; an empty name skips an optional input."""
-        return self._append(op, inputs, "", attributes)
+        return self._append(op, inputs, "", attributes)[0]
 
     def contrib(self, op: str, *inputs: str, **attributes: Any) -> str:
         """Append one of ONNX Runtime's contrib operators."""
-        return self._append(op, inputs, _CONTRIB, attributes)
+        return self._append(op, inputs, _CONTRIB, attributes)[0]
+
+    def contrib_outputs(
+        self, op: str, outputs: int, *inputs: str, **attributes: Any
+    ) -> tuple[str, ...]:
+        """The same with so many outputs."""
+        return self._append(op, inputs, _CONTRIB, attributes, outputs)
 
     def choose(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
         """The value of `then` where the boolean scalar `condition` holds, else of `otherwise`.
@@ -77,17 +84,29 @@ class Graph:
         Both are called once to record their nodes; only one of them runs.
         """
         branches = {"then_branch": self._branch(then), "else_branch": self._branch(otherwise)}
-        return self._append("If", (condition,), "", branches)
+        return self._append("If", (condition,), "", branches)[0]
 
-    def for_each(self, count: str, body: Callable[[str], str], axis: int) -> str:
+    def for_each(
+        self,
+        count: str,
+        body: Callable[..., str | tuple[str, ...]],
+        axis: int,
+        carried: Sequence[str] = (),
+    ) -> str:
         """What `body` gives for every index below the int64 scalar `count`, joined along `axis`.
 
-        `body` is called once to record its nodes.
+        `body` is called once to record its nodes, with the index and the values that are carried
+        from one round to the next, float32: it gives its part and what to carry on, which is
+        `carried` at first.
         """
         going, done, joined = (f"{name}_{self._count}" for name in ("going", "done", "joined"))
         outer, self._nodes = self._nodes, []
         index = f"index_{self._count}"
-        more = self.node("SequenceInsert", joined, body(index))
+        given = [f"carried_{self._count}_{at}" for at in range(len(carried))]
+        results = body(index, *given)
+        part, *kept = (results,) if isinstance(results, str) else results
+        more = self.node("SequenceInsert", joined, part)
+        kept = [self.node("Identity", one) for one in kept]
         still = self.node("Identity", going)
         inner, self._nodes = self._nodes, outer
         sequence = helper.make_sequence_type_proto(
@@ -100,15 +119,18 @@ class Graph:
                 helper.make_tensor_value_info(index, TensorProto.INT64, []),
                 helper.make_tensor_value_info(going, TensorProto.BOOL, []),
                 helper.make_value_info(joined, sequence),
+                *(helper.make_tensor_value_info(one, TensorProto.FLOAT, None) for one in given),
             ],
             [
                 helper.make_tensor_value_info(still, TensorProto.BOOL, []),
                 helper.make_value_info(more, sequence),
+                *(helper.make_tensor_value_info(one, TensorProto.FLOAT, None) for one in kept),
             ],
         )
         nothing = self.node("SequenceEmpty", dtype=TensorProto.FLOAT)
-        results = self.node("Loop", count, "", nothing, body=graph)
-        return self.node("ConcatFromSequence", results, axis=axis)
+        inputs = (count, "", nothing, *carried)
+        parts = self._append("Loop", inputs, "", {"body": graph}, 1 + len(carried))
+        return self.node("ConcatFromSequence", parts[0], axis=axis)
 
     def __enter__(self) -> "Graph":
         return self
@@ -129,13 +151,16 @@ class Graph:
         onnx.save_model(model, path)
         onnx.checker.check_model(path)
 
-    def _append(self, op: str, inputs: Sequence[str], domain: str, attributes: Any) -> str:
+    def _append(
+        self, op: str, inputs: Sequence[str], domain: str, attributes: Any, outputs: int = 1
+    ) -> tuple[str, ...]:
         self._count += 1
         name = f"{op}_{self._count}"
+        names = (name, *(f"{name}_{at}" for at in range(1, outputs)))
         self._nodes.append(
-            helper.make_node(op, inputs, [name], name=name, domain=domain, **attributes)
+            helper.make_node(op, inputs, names, name=name, domain=domain, **attributes)
         )
-        return name
+        return names
 
     def _branch(self, record: Callable[[], str]) -> onnx.GraphProto:
         outer, self._nodes = self._nodes, []

@@ -11,10 +11,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_server.convert.blocks import Weights
+from embedding_server.convert.checkpoint import Checkpoint
 from embedding_server.convert.graph import Graph
 
-Linear = Callable[[Graph, Weights, Sequence[str], str], list[str]]
+Linear = Callable[[Graph, Checkpoint, Sequence[str], str], list[str]]
 """(graph, weights, names of linear layers, their input (tokens, width)) -> their outputs."""
 
 
@@ -29,16 +29,20 @@ class InputScale(msgspec.Struct, frozen=True):
     zero_point: int
 
 
-def in_fp32(g: Graph, weights: Weights, names: Sequence[str], states: str) -> list[str]:
-    """`states @ W.T + b` for each layer; torch stores W as (out, in)."""
-    return [
-        g.node(
-            "Add",
-            g.node("MatMul", states, g.weight(f"{name}.weight", weights(f"{name}.weight").T)),
-            g.weight(f"{name}.bias", weights(f"{name}.bias")),
-        )
-        for name in names
-    ]
+def in_fp32(g: Graph, weights: Checkpoint, names: Sequence[str], states: str) -> list[str]:
+    """`states @ W.T + b` for each layer, b where there is one; torch stores W as (out, in)."""
+    outputs = []
+    for name in names:
+        output = g.node("MatMul", states, g.weight(f"{name}.weight", weights(f"{name}.weight").T))
+        bias = bias_of(g, weights, name)
+        outputs.append(g.node("Add", output, bias) if bias else output)
+    return outputs
+
+
+def bias_of(g: Graph, weights: Checkpoint, name: str) -> str:
+    """A layer's bias; empty where it has none."""
+    full = f"{name}.bias"
+    return g.weight(full, weights(full)) if full in weights else ""
 
 
 class Watched:
@@ -48,7 +52,9 @@ class Watched:
         self.groups: dict[str, Sequence[str]] = {}
         """That name -> the layers that share the input."""
 
-    def __call__(self, g: Graph, weights: Weights, names: Sequence[str], states: str) -> list[str]:
+    def __call__(
+        self, g: Graph, weights: Checkpoint, names: Sequence[str], states: str
+    ) -> list[str]:
         """See `Linear`."""
         self.groups[names[0]] = names
         g.output(names[0], states, "tokens", weights(f"{names[0]}.weight").shape[1])
@@ -63,7 +69,7 @@ def in_int8(scales: Mapping[str, InputScale], limit: int) -> Linear:
         limit: largest absolute value of a weight, at most 127.
     """
 
-    def project(g: Graph, weights: Weights, names: Sequence[str], states: str) -> list[str]:
+    def project(g: Graph, weights: Checkpoint, names: Sequence[str], states: str) -> list[str]:
         scale = scales.get(names[0])
         if scale is None:
             return in_fp32(g, weights, names, states)
@@ -81,7 +87,7 @@ def in_int8(scales: Mapping[str, InputScale], limit: int) -> Linear:
                 g.weight(f"{name}.steps", steps),
                 zero,
                 "",
-                g.weight(f"{name}.bias", weights(f"{name}.bias")),
+                bias_of(g, weights, name),
             )
 
         return [product(name) for name in names]

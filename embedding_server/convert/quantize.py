@@ -15,11 +15,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_server.convert.blocks import Weights
 from embedding_server.convert.linear import InputScale, quantized
 
 Samples = Mapping[str, NDArray[np.float32]]
 """Name of an output -> rows of it."""
+
+Weights = Callable[[str], NDArray[Any]]
+"""Looks a tensor up by its name."""
 
 _STRENGTHS = (0.5, 0.6, 0.7)
 """Stronger smoothing fits the samples better and unusual texts worse."""

@@ -59,19 +59,36 @@ class Layout(Protocol):
 
 
 class Packed:
-    """That of `convert`'s graphs."""
+    """That of `convert`'s graphs.
+
+    Args:
+        inputs: what the graph takes.
+        pooling: of sparse ones, that their vectors hold every word of the vocabulary.
+    """
 
     padded = False
     output = "sentence_embedding"
 
+    def __init__(
+        self,
+        inputs: Sequence[Value] = (),
+        _outputs: Sequence[Value] = (),
+        pooling: Pooling = Pooling.NONE,
+    ) -> None:
+        self._pairs = any(one.name == "token_type_ids" for one in inputs)
+        self._sparse = pooling is Pooling.SPLADE
+
     def feeds(self, texts: Sequence[Ids]) -> dict[str, Array]:
         """See `Layout`."""
-        lengths = np.array([len(ids) for ids in texts], np.int64)
-        return {"input_ids": np.concatenate(texts), "lengths": lengths}
+        ids, lengths = np.concatenate(texts), _lengths(texts)
+        if not self._pairs:
+            return {"input_ids": ids & SEGMENT - 1, "lengths": lengths}
+        kinds = (ids & SEGMENT != 0).astype(np.int64)
+        return {"input_ids": ids & SEGMENT - 1, "lengths": lengths, "token_type_ids": kinds}
 
-    def vectors(self, value: Array, texts: Sequence[Ids]) -> Rows:  # noqa: ARG002 - see `Layout`
+    def vectors(self, value: Array, texts: Sequence[Ids]) -> Vectors:  # noqa: ARG002 - see `Layout`
         """See `Layout`."""
-        return value
+        return [sparse(row) for row in value] if self._sparse else value
 
     def sample(self, tokens: int) -> Ids:
         """See `Layout`."""

@@ -127,11 +127,6 @@ LayoutOf = Callable[[Sequence[Value], Sequence[Value]], Layout]
 """Chooses a layout by a graph's inputs and outputs; raises `LayoutError`."""
 
 
-def packed(_inputs: Sequence[Value], _outputs: Sequence[Value]) -> Layout:
-    """The layout of `convert`'s graphs."""
-    return Packed()
-
-
 class OnnxSession:
     """A graph on ONNX Runtime.
 
@@ -154,7 +149,7 @@ class OnnxSession:
         cores: int,
         threads: Threads = _ONE_THREAD,
         *,
-        layout: LayoutOf = packed,
+        layout: LayoutOf = Packed,
         precision: Precision = Precision.FP32,
         reproducible: bool = False,
     ) -> None:

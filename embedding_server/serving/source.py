@@ -15,6 +15,7 @@ from embedding_server.convert import WEIGHTS, Int8, convert
 from embedding_server.core import Item, Kind, ModelSpec, Precision, normalized
 from embedding_server.runtime.cores import sums_bytes_exactly
 from embedding_server.runtime.encoder import Encoder
+from embedding_server.runtime.layout import Packed
 from embedding_server.runtime.session import (
     CPU,
     VERSION,
@@ -24,7 +25,6 @@ from embedding_server.runtime.session import (
     SessionError,
     Threads,
     activations,
-    packed,
 )
 from embedding_server.serving import profile as profiles
 from embedding_server.serving.kinds import encoder_of, layout_of
@@ -79,7 +79,7 @@ class Source:
         self._plan = plan
         self._cores = cores
         self.encoder = encoder_of(spec, plan.max_image_pixels)
-        self._layout: LayoutOf = packed
+        self._layout: LayoutOf
         exact = plan.precision is Precision.FP32
         convertible = spec.kind is Kind.DENSE and (spec.directory / WEIGHTS).exists()
         self._exported = bool(spec.file) and (exact or not convertible)
@@ -92,11 +92,10 @@ class Source:
             self._graph = spec.directory / spec.file
             self._layout = layout_of(spec, self.encoder)
             return
+        self._layout = partial(Packed, pooling=spec.pooling)
         self._graph = convert(
-            spec.directory,
-            spec.pooling,
+            spec,
             plan.cache,
-            expected_sha256=spec.weights_sha256,
             int8=int8_graphs(self.encoder) if plan.precision is Precision.INT8 else None,
         )
 

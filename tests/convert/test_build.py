@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from embedding_server.convert import ConvertError, convert
-from embedding_server.convert.families import FAMILIES
-from embedding_server.core import Pooling
-from tests.tiny import HEADS, HIDDEN, LAYERS, weights, write_model
+from embedding_server.convert.families import FAMILIES, Family
+from embedding_server.core import ModelSpec, Pooling
+from tests.tiny import HEADS, HIDDEN, LAYERS, POSITIONS, weights, write_model
 
 Array = NDArray[np.float64]
 
@@ -66,6 +66,21 @@ POOLED = {
 }
 
 
+def converted(
+    directory: Path, pooling: Pooling, cache: Path, *, weights_sha256: str | None = None
+) -> Path:
+    """The graph of a dense model."""
+    spec = ModelSpec(
+        id="m",
+        located=directory,
+        pooling=pooling,
+        max_tokens=POSITIONS,
+        dimensions=HIDDEN,
+        weights_sha256=weights_sha256,
+    )
+    return convert(spec, cache)
+
+
 def run(graph: Path, texts: list[list[int]]) -> tuple[Array, Array]:
     """Pooled rows and token states of a graph."""
     session = ort.InferenceSession(graph)
@@ -81,7 +96,7 @@ def run(graph: Path, texts: list[list[int]]) -> tuple[Array, Array]:
 @pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1], TEXTS[1:2] * 3], ids=["mixed", "one", "equal"])
 def test_matches_the_book(tmp_path: Path, pooling: Pooling, texts: list[list[int]]) -> None:
     """Every pooling, with and without padding in the batch, agrees with plain numpy."""
-    rows, states = run(convert(write_model(tmp_path / "m"), pooling, tmp_path), texts)
+    rows, states = run(converted(write_model(tmp_path / "m"), pooling, tmp_path), texts)
     expected = [reference(text, seed=0) for text in texts]
     assert np.abs(states - np.concatenate(expected)).max() < 1e-5
     assert np.abs(rows - np.stack([POOLED[pooling](one) for one in expected])).max() < 1e-5
@@ -92,7 +107,7 @@ def test_half_precision_checkpoints(tmp_path: Path) -> None:
     model = write_model(tmp_path / "m")
     half = {name: value.astype("f2") for name, value in weights(0).items()}
     save_file(half, model / "model.safetensors")
-    rows, _ = run(convert(model, Pooling.MEAN, tmp_path), TEXTS)
+    rows, _ = run(converted(model, Pooling.MEAN, tmp_path), TEXTS)
     expected = np.stack([reference(text, seed=0).mean(0) for text in TEXTS])
     assert np.abs(rows - expected).max() < 1e-2
 
@@ -103,17 +118,17 @@ def test_cache_key_follows_content(tmp_path: Path) -> None:
         write_model(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
     cache = tmp_path / "cache"
-    first = convert(one, Pooling.MEAN, cache)
+    first = converted(one, Pooling.MEAN, cache)
     stamp = first.stat().st_mtime_ns
-    assert convert(same, Pooling.MEAN, cache) == first
+    assert converted(same, Pooling.MEAN, cache) == first
     assert first.stat().st_mtime_ns == stamp
-    different = {first, convert(other, Pooling.MEAN, cache), convert(one, Pooling.CLS, cache)}
+    different = {first, converted(other, Pooling.MEAN, cache), converted(one, Pooling.CLS, cache)}
     assert len(different) == 3
 
 
 def test_weights_lie_beside_the_graph(tmp_path: Path) -> None:
     """The graph is small, the weights are external data of it, and it is a valid model."""
-    graph = convert(write_model(tmp_path / "m"), Pooling.MEAN, tmp_path)
+    graph = converted(write_model(tmp_path / "m"), Pooling.MEAN, tmp_path)
     data = graph.with_name("model.onnx_data")
     assert data.stat().st_size > sum(value.nbytes for value in weights(0).values())
     assert graph.stat().st_size < data.stat().st_size
@@ -124,7 +139,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     """Processes that convert the same model at the same time do not break each other."""
     model, cache = write_model(tmp_path / "m"), tmp_path / "cache"
     with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
-        graphs = list(pool.map(convert, [model] * 8, [Pooling.MEAN] * 8, [cache] * 8))
+        graphs = list(pool.map(converted, [model] * 8, [Pooling.MEAN] * 8, [cache] * 8))
     assert len(set(graphs)) == 1
     assert [path.name for path in (cache / "graphs").iterdir()] == [graphs[0].parent.name]
     run(graphs[0], TEXTS)
@@ -137,9 +152,9 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     def broken(*_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(FAMILIES, "BertModel", broken)
+    monkeypatch.setitem(FAMILIES, "BertModel", Family(encoder=broken))
     with pytest.raises(KeyboardInterrupt):
-        convert(model, Pooling.MEAN, cache)
+        converted(model, Pooling.MEAN, cache)
     assert list((cache / "graphs").iterdir()) == []
 
 
@@ -147,29 +162,29 @@ def test_unusable_directories(tmp_path: Path) -> None:
     """What is missing, damaged, unexpected or unknown is named."""
     model = write_model(tmp_path / "m")
     with pytest.raises(ConvertError, match="expected 00: install the model again"):
-        convert(model, Pooling.MEAN, tmp_path, expected_sha256="00")
+        converted(model, Pooling.MEAN, tmp_path, weights_sha256="00")
     config = model / "config.json"
     text = config.read_text()
     config.write_text(text.replace("BertModel", "FooModel"))
     with pytest.raises(ConvertError, match="architecture FooModel .* is not one of .*BertModel"):
-        convert(model, Pooling.MEAN, tmp_path)
+        converted(model, Pooling.MEAN, tmp_path)
     fewer = json.loads(text) | {"num_hidden_layers": LAYERS + 1}
     config.write_text(json.dumps(fewer))
     with pytest.raises(ConvertError, match="encoder.layer.2"):
-        convert(model, Pooling.MEAN, tmp_path)
+        converted(model, Pooling.MEAN, tmp_path)
     config.write_text(json.dumps(json.loads(text) | {"hidden_act": "swish"}))
-    with pytest.raises(ConvertError, match="hidden_act swish is not one of gelu"):
-        convert(model, Pooling.MEAN, tmp_path)
+    with pytest.raises(ConvertError, match="activation swish is not one of gelu"):
+        converted(model, Pooling.MEAN, tmp_path)
     config.write_text("{")
     with pytest.raises(ConvertError, match="config.json"):
-        convert(model, Pooling.MEAN, tmp_path)
+        converted(model, Pooling.MEAN, tmp_path)
     config.write_text(text)
     (model / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ConvertError, match="model.safetensors"):
-        convert(model, Pooling.MEAN, tmp_path)
+        converted(model, Pooling.MEAN, tmp_path)
     (model / "model.safetensors").unlink()
     with pytest.raises(ConvertError, match="model.safetensors: No such file"):
-        convert(model, Pooling.MEAN, tmp_path)
+        converted(model, Pooling.MEAN, tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(ConvertError, match="the cache .* cannot be used"):
-        convert(write_model(tmp_path / "n"), Pooling.MEAN, tmp_path / "file")
+        converted(write_model(tmp_path / "n"), Pooling.MEAN, tmp_path / "file")

@@ -1,17 +1,43 @@
-"""One module per model family; `FAMILIES` maps `architectures[0]` of config.json to a builder."""
+"""One module per model family; `FAMILIES` maps `architectures[0]` of config.json to a row."""
 
-from collections.abc import Callable
-from typing import Any
+import msgspec
 
-from embedding_server.convert.blocks import Packing, Weights
-from embedding_server.convert.families import bert
-from embedding_server.convert.graph import Graph
-from embedding_server.convert.linear import Linear
+from embedding_server.convert.blocks import Encoder, Head
+from embedding_server.convert.families import bert, qwen3
 
-Builder = Callable[[Graph, Weights, Linear, dict[str, Any], Packing], str]
-"""(graph, weights, linear layers, config, packing) -> token states (tokens, hidden)."""
 
-FAMILIES: dict[str, Builder] = {
-    "BertModel": bert.encoder,
-    "BertForMaskedLM": bert.encoder,
+class Family(msgspec.Struct, frozen=True, kw_only=True):
+    """How an architecture is built.
+
+    `prefix` is what the encoder's tensors are called under where there is a task's head,
+    `classifier` scores pairs or texts, `words` gives logits of the vocabulary. `segments`: it tells
+    the texts of a pair apart by more than what is between them.
+    """
+
+    encoder: Encoder
+    prefix: str = ""
+    classifier: Head | None = None
+    words: Head | None = None
+    segments: bool = False
+
+
+_BERT = Family(
+    encoder=bert.encoder,
+    prefix="bert.",
+    classifier=bert.classifier,
+    words=bert.words,
+    segments=True,
+)
+_QWEN = Family(encoder=qwen3.encoder, prefix="model.", classifier=qwen3.classifier)
+
+FAMILIES: dict[str, Family] = {
+    "BertModel": _BERT,
+    "BertForMaskedLM": _BERT,
+    "BertForSequenceClassification": _BERT,
+    "Qwen2Model": _QWEN,
+    "Qwen2ForCausalLM": _QWEN,
+    "Qwen2ForSequenceClassification": _QWEN,
+    "Qwen3Model": _QWEN,
+    "Qwen3ForCausalLM": _QWEN,
+    "Qwen3ForSequenceClassification": _QWEN,
 }

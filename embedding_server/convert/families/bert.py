@@ -1,43 +1,51 @@
-"""BERT (Devlin et al. 2018): learned positions, post-layer-norm, one segment per text."""
+"""BERT (Devlin et al. 2018): learned positions, post-layer-norm."""
 
-from typing import Any
-
-from embedding_server.convert.blocks import (
-    Packing,
-    Weights,
-    activation,
-    embedding,
-    layer_norm,
-)
-from embedding_server.convert.graph import Graph
-from embedding_server.convert.linear import Linear
+from embedding_server.convert.blocks import Net
 
 
-def encoder(
-    g: Graph, weights: Weights, linear: Linear, config: dict[str, Any], packing: Packing
-) -> str:
-    """Token states of a BERT encoder; all tokens belong to segment 0, which joins the positions."""
+def encoder(net: Net) -> str:
+    """Token states; without pairs all tokens belong to segment 0, which joins the positions."""
+    config, weights = net.config, net.weights
+    net.expect(position_embedding_type="absolute")
     epsilon, heads = config["layer_norm_eps"], config["num_attention_heads"]
-    activate = activation(config["hidden_act"])
-    words = weights("embeddings.word_embeddings.weight")
-    positions = weights("embeddings.position_embeddings.weight")
-    segment = weights("embeddings.token_type_embeddings.weight")[0]
-    x = g.node(
-        "Add",
-        embedding(g, "embeddings.words", words, packing.ids),
-        embedding(g, "embeddings.positions", positions + segment, packing.positions),
+    table = weights("embeddings.position_embeddings.weight")
+    kinds = "embeddings.token_type_embeddings.weight"
+    if not net.packing.segments:
+        table = table + weights(kinds)[0]
+    x = net.add(
+        net.embed("embeddings.word_embeddings.weight", net.packing.ids),
+        net.embed("embeddings.position_embeddings.weight", net.packing.positions, table),
     )
-    x = layer_norm(g, weights, "embeddings.LayerNorm", x, epsilon)
+    if net.packing.segments:
+        x = net.add(x, net.embed(kinds, net.packing.segments))
+    x = net.norm("embeddings.LayerNorm", x, epsilon)
     for index in range(config["num_hidden_layers"]):
-        layer = f"encoder.layer.{index}"
-        inner = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
-        query, key, value = linear(g, weights, inner, x)
-        attended = packing.attention(query, key, value, heads)
-        (dense,) = linear(g, weights, [f"{layer}.attention.output.dense"], attended)
-        x = g.node("Add", dense, x)
-        x = layer_norm(g, weights, f"{layer}.attention.output.LayerNorm", x, epsilon)
-        (wide,) = linear(g, weights, [f"{layer}.intermediate.dense"], x)
-        (dense,) = linear(g, weights, [f"{layer}.output.dense"], activate(g, wide))
-        x = g.node("Add", dense, x)
-        x = layer_norm(g, weights, f"{layer}.output.LayerNorm", x, epsilon)
+        x = _layer(net, f"encoder.layer.{index}", x, heads, epsilon)
     return x
+
+
+def _layer(net: Net, layer: str, x: str, heads: int, epsilon: float) -> str:
+    inner = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
+    query, key, value = net.project(x, *inner)
+    attended = net.packing.attention(query, key, value, heads)
+    (dense,) = net.project(attended, f"{layer}.attention.output.dense")
+    x = net.norm(f"{layer}.attention.output.LayerNorm", net.add(dense, x), epsilon)
+    (wide,) = net.project(x, f"{layer}.intermediate.dense")
+    (dense,) = net.project(net.activate(net.config["hidden_act"], wide), f"{layer}.output.dense")
+    return net.norm(f"{layer}.output.LayerNorm", net.add(dense, x), epsilon)
+
+
+def classifier(net: Net, states: str) -> str:
+    """Scores of a pair from the first token's state, through BERT's pooler."""
+    (pooled,) = net.project(net.packing.first(states), "pooler.dense")
+    (scores,) = net.project(net.activate("tanh", pooled), "classifier")
+    return scores
+
+
+def words(net: Net, states: str) -> str:
+    """Logits of the vocabulary for every token; the output table is the input's."""
+    prefix = "cls.predictions.transform"
+    (changed,) = net.project(states, f"{prefix}.dense")
+    changed = net.activate(net.config["hidden_act"], changed)
+    changed = net.norm(f"{prefix}.LayerNorm", changed, net.config["layer_norm_eps"])
+    return net.tied(changed, "embeddings.word_embeddings.weight", "cls.predictions.bias")
