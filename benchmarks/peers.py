@@ -19,7 +19,6 @@ from benchmarks.server import started
 from embedding_server.convert.blocks import gelu, layer_norm
 from embedding_server.convert.checkpoint import Checkpoint
 from embedding_server.convert.graph import Graph
-from embedding_server.convert.linear import in_fp32
 from embedding_server.core import ModelSpec
 
 _TEXTS, _WARM_UP_TEXTS = 300, 32
@@ -99,6 +98,18 @@ def fastembed_model(spec: ModelSpec, cores: int) -> Iterator[Callable[[int, list
         yield embed
 
 
+def _linear(graph: Graph, weights: Checkpoint, names: list[str], states: str) -> list[str]:
+    """Linear layers of (texts, length, width) states."""
+    return [
+        graph.node(
+            "Add",
+            graph.node("MatMul", states, graph.weight(name, weights(f"{name}.weight").T)),
+            graph.weight(f"{name}.bias", weights(f"{name}.bias")),
+        )
+        for name in names
+    ]
+
+
 def padded_graph(directory: Path, path: Path) -> None:
     """The graph that exporters write: plain operators, padding, an attention mask."""
     config = json.loads((directory / "config.json").read_text())
@@ -137,7 +148,7 @@ def padded_graph(directory: Path, path: Path) -> None:
         for index in range(config["num_hidden_layers"]):
             layer = f"encoder.layer.{index}"
             inner = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
-            q, k, v = in_fp32(graph, weights, inner, x)
+            q, k, v = _linear(graph, weights, inner, x)
             scores = graph.node("MatMul", split(q, [0, 2, 1, 3]), split(k, [0, 2, 3, 1]))
             scores = graph.node("Div", scores, graph.constant(float(np.sqrt(width // heads))))
             shares = graph.node("Softmax", graph.node("Add", scores, bias), axis=-1)
@@ -145,11 +156,11 @@ def padded_graph(directory: Path, path: Path) -> None:
                 "Transpose", graph.node("MatMul", shares, split(v, [0, 2, 1, 3])), perm=[0, 2, 1, 3]
             )
             mixed = graph.node("Reshape", mixed, graph.constant([0, 0, width]))
-            (dense,) = in_fp32(graph, weights, [f"{layer}.attention.output.dense"], mixed)
+            (dense,) = _linear(graph, weights, [f"{layer}.attention.output.dense"], mixed)
             x = graph.node("Add", dense, x)
             x = layer_norm(graph, weights, f"{layer}.attention.output.LayerNorm", x, 1e-12)
-            (wide,) = in_fp32(graph, weights, [f"{layer}.intermediate.dense"], x)
-            (dense,) = in_fp32(graph, weights, [f"{layer}.output.dense"], gelu(graph, wide))
+            (wide,) = _linear(graph, weights, [f"{layer}.intermediate.dense"], x)
+            (dense,) = _linear(graph, weights, [f"{layer}.output.dense"], gelu(graph, wide))
             x = graph.node("Add", dense, x)
             x = layer_norm(graph, weights, f"{layer}.output.LayerNorm", x, 1e-12)
     graph.output("last_hidden_state", x, "texts", "length", width)

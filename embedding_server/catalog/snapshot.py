@@ -6,10 +6,7 @@ it is called by its hash.
 """
 
 import hashlib
-import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import msgspec
 from huggingface_hub import RepoFile, get_cached_repo_tree
 from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
+from embedding_server.convert.links import place
 from embedding_server.settings import Names
 
 __all__ = ["CONFIGURATION", "Snapshot", "folder", "real_files"]
@@ -125,36 +123,11 @@ class Snapshot(msgspec.Struct, frozen=True):
 def real_files(directory: Path, names: Iterable[str], target: Path) -> Path:
     """Hard links, or copies, in `target` of files that are links in `directory`.
 
-    Each of them appears in one step, so several processes may do this at once.
+    Several processes may do this at once.
     """
     for name in names:
-        source, file = (directory / name).resolve(), target / name
-        if _version(file) != _version(source):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            _put(source, file)
+        place(directory / name, target / name)
     return target
-
-
-def _version(path: Path) -> tuple[int, int] | None:
-    """Tells a file from one that was fetched in its place; its links and copies are equal."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
-def _put(source: Path, target: Path) -> None:
-    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        try:
-            os.link(source, scratch)
-        except OSError:  # another file system, or one that has no hard links
-            shutil.copy2(source, scratch)
-        scratch.replace(target)
-    finally:
-        # It stays if another process has made `target` a link to the same file by now.
-        scratch.unlink(missing_ok=True)
 
 
 def _digest(path: Path, digest: Any) -> str:

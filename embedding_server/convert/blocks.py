@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from embedding_server.convert.checkpoint import Checkpoint
 from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.graph import Graph
-from embedding_server.convert.linear import Linear, bias_of
+from embedding_server.convert.linear import Linear, bias_of, stored
 from embedding_server.convert.packing import Packing, Rotary
 
 
@@ -46,8 +46,9 @@ class Net:
 
     def embed(self, name: str, index: str, table: NDArray[np.float32] | None = None) -> str:
         """Rows of a tensor, or of `table` in its place, by int64 `index`."""
-        rows = self.weights(name) if table is None else table
-        return self.graph.node("Gather", self.graph.weight(name, rows), index)
+        g = self.graph
+        rows = stored(g, self.weights, name) if table is None else g.weight(name, table)
+        return g.node("Gather", rows, index)
 
     def norm(self, name: str, states: str, epsilon: float) -> str:
         """Layer normalisation over the last axis, with or without a bias."""
@@ -68,8 +69,7 @@ class Net:
     def tied(self, states: str, table: str, bias: str) -> str:
         """Logits (tokens, vocabulary) by the embedding table, which the graph already holds."""
         g = self.graph
-        logits = g.node("MatMul", states, g.node("Transpose", table, perm=[1, 0]))
-        return g.node("Add", logits, g.weight(bias, self.weights(bias)))
+        return g.node("Gemm", states, table, g.weight(bias, self.weights(bias)), transB=1)
 
     def activate(self, name: str, states: str) -> str:
         """The activation that config.json calls `name`; raises `ConvertError`."""
@@ -106,7 +106,7 @@ def layer_norm(g: Graph, weights: Checkpoint, name: str, states: str, epsilon: f
     """Layer normalisation over the last axis, with or without a bias."""
     scale = g.weight(f"{name}.weight", weights(f"{name}.weight"))
     bias = bias_of(g, weights, name)
-    shift = (bias,) if bias else ()
+    shift = [bias] if bias else []
     return g.node("LayerNormalization", states, scale, *shift, axis=-1, epsilon=epsilon)
 
 

@@ -14,17 +14,18 @@ from typing import Any
 import structlog
 
 from embedding_server.convert.blocks import Net
-from embedding_server.convert.checkpoint import Checkpoint, weight_files
+from embedding_server.convert.checkpoint import Checkpoint, borrowed_name, weight_files
 from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.families import FAMILIES, Family
 from embedding_server.convert.graph import Graph
 from embedding_server.convert.hashes import content_hash
 from embedding_server.convert.linear import Linear, Watched, in_fp32, in_int8
+from embedding_server.convert.links import place
 from embedding_server.convert.packing import Packing
 from embedding_server.convert.quantize import Int8, choose
 from embedding_server.core import Kind, ModelSpec, Pooling
 
-VERSION = 4
+VERSION = 5
 """Part of the cache key: raise it whenever the same input would give another graph."""
 
 MODEL_FILE = "model.onnx"
@@ -67,6 +68,9 @@ def convert(spec: ModelSpec, cache: Path, *, int8: Int8 | None = None) -> Path:
     try:
         key = hashlib.sha256(" ".join(words).encode()).hexdigest()[:32]
         target = cache.expanduser() / "graphs" / key
+        for index, path in enumerate(files):
+            if (target / borrowed_name(index)).exists():
+                place(path, target / borrowed_name(index))
         if not (target / MODEL_FILE).exists():
             with _published(target) as scratch:
                 linear: Linear = in_fp32
@@ -109,6 +113,9 @@ def _build(spec: ModelSpec, config: dict[str, Any], linear: Linear, out: Path) -
         graph.output("sentence_embedding", result, "texts", "width")
         if spec.kind is Kind.DENSE:
             graph.output("token_embeddings", states, "tokens", "width")
+        for index, path in enumerate(weight_files(spec.directory)):
+            if borrowed_name(index) in graph.borrowed:
+                place(path, out / borrowed_name(index))
         graph.save(out / MODEL_FILE)
     seconds = round(time.monotonic() - started, 2)
     log.info("graph.built", architecture=graph.name, seconds=seconds)

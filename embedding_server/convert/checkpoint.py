@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401 - with it numpy, and so safetensors, knows bfloat16
 import numpy as np
@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from embedding_server.convert.errors import ConvertError
+from embedding_server.convert.graph import Place
 
+_LARGE_BYTES = 1 << 16
+"""Smaller tensors are copied: a page of memory per tensor is dearer."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PROGRESS_SECONDS = 1.0
 
@@ -37,16 +40,24 @@ class Checkpoint:
         self._files = weight_files(directory)
         self._prefix = prefix
         self._stack = contextlib.ExitStack()
-        self._tensors: dict[str, tuple[Any, str]] = {}
+        self._tensors: dict[str, _Tensor] = {}
         self._total = sum(path.stat().st_size for path in self._files)
         self._done, self._shown = 0, time.monotonic()
 
     def __enter__(self) -> "Checkpoint":
         with _explained(self._files):
-            for path in self._files:
+            for index, path in enumerate(self._files):
                 file = self._stack.enter_context(safe_open(path, framework="numpy"))
+                header, start = _header(path)
                 for name in file.keys():  # noqa: SIM118 - no dict
-                    self._tensors[name.removeprefix(self._prefix)] = file, name
+                    first, last = header[name]["data_offsets"]
+                    place = Place(
+                        borrowed_name(index), start + first, last - first, header[name]["shape"]
+                    )
+                    as_it_is = header[name]["dtype"] == "F32" and place.length >= _LARGE_BYTES
+                    self._tensors[name.removeprefix(self._prefix)] = _Tensor(
+                        file, name, place if as_it_is else None
+                    )
         return self
 
     def __exit__(
@@ -65,16 +76,36 @@ class Checkpoint:
 
     def __call__(self, name: str) -> NDArray[Any]:
         """The tensor of that name; raises `ConvertError`."""
-        if name not in self._tensors:
-            raise ConvertError(f"{self._files[0]} has no tensor {name}")
-        file, full = self._tensors[name]
+        found = self._find(name)
         with _explained(self._files):
-            tensor: NDArray[Any] = file.get_tensor(full)
+            tensor: NDArray[Any] = found.file.get_tensor(found.name)
         self._done += tensor.nbytes
         if time.monotonic() - self._shown > _PROGRESS_SECONDS:
             self._shown = time.monotonic()
             log.info("graph.building", percent=round(100 * self._done / self._total))
         return tensor.astype(np.float32, copy=False)
+
+    def place(self, name: str) -> Place | None:
+        """Where a large float32 tensor lies as it is; None for all others."""
+        return self._find(name).place
+
+    def _find(self, name: str) -> "_Tensor":
+        if name not in self._tensors:
+            raise ConvertError(f"{self._files[0]} has no tensor {name}")
+        return self._tensors[name]
+
+
+class _Tensor(NamedTuple):
+    """A tensor of an open file, and where it lies, if it can be used as it is."""
+
+    file: Any
+    name: str
+    place: Place | None
+
+
+def borrowed_name(index: int) -> str:
+    """What a checkpoint's file is called beside a graph that uses it as it is."""
+    return f"weights-{index}"
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -95,6 +126,16 @@ def weight_files(directory: Path) -> list[Path]:
         if path.parent != directory or not path.exists():
             raise ConvertError(f"{index} names {path.name}, which is not beside it")
     return files
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """Name -> type, shape and place of each tensor, and where the first one begins.
+
+    The file begins with the length of this header, 8 bytes, and then the header, JSON.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)), 8 + length
 
 
 @contextlib.contextmanager

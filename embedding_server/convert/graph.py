@@ -4,10 +4,11 @@ Families (`convert/families/`) describe a network as calls on a `Graph`; each ca
 node and returns the name of its output.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -17,6 +18,15 @@ OPSET = 18
 _IR_VERSION = 9
 _CONTRIB = "com.microsoft"
 _ALIGNMENT = 4096
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where float32 numbers lie: in a file of that name beside the model file, so many bytes."""
+
+    file: str
+    offset: int
+    length: int
+    shape: Sequence[int]
 
 
 class Graph:
@@ -35,6 +45,8 @@ class Graph:
         self._nodes: list[onnx.NodeProto] = []
         self._count = 0
         self._weights: dict[str, onnx.TensorProto] = {}
+        self.borrowed: set[str] = set()
+        """Names of further files that have to lie beside the model file."""
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
 
@@ -52,6 +64,18 @@ class Graph:
         """Store an initializer; returns its name."""
         assert name not in self._weights
         self._weights[name] = self._store(name, np.ascontiguousarray(value))
+        return name
+
+    def borrow(self, name: str, place: Place) -> str:
+        """Name an initializer that lies in a file beside the model file; returns its name."""
+        assert name not in self._weights
+        self.borrowed.add(place.file)
+        location: dict[str, str | int] = {
+            "location": place.file,
+            "offset": place.offset,
+            "length": place.length,
+        }
+        self._weights[name] = _external(name, place.shape, TensorProto.FLOAT, location)
         return name
 
     def constant(self, value: int | float | Sequence[int] | np.generic | NDArray[Any]) -> str:
@@ -143,13 +167,23 @@ class Graph:
         """Write the model file; raises `onnx.checker.ValidationError` on a malformed graph."""
         if self._file:
             self._file.close()
-        graph = helper.make_graph(
-            self._nodes, self.name, self._inputs, self._outputs, list(self._weights.values())
-        )
+        onnx.checker.check_model(self._model(stored=False))
+        onnx.save_model(self._model(stored=True), path)
+
+    def _model(self, *, stored: bool) -> onnx.ModelProto:
+        """The model; not `stored`: what lies in other files is an input, for a look at the rest."""
+        weights = list(self._weights.values())
+        inputs = list(self._inputs)
+        if not stored:
+            inputs += [
+                helper.make_tensor_value_info(one.name, one.data_type, one.dims)
+                for one in weights
+                if one.data_location == TensorProto.EXTERNAL
+            ]
+            weights = [one for one in weights if one.data_location != TensorProto.EXTERNAL]
+        graph = helper.make_graph(self._nodes, self.name, inputs, self._outputs, weights)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(_CONTRIB, 1)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
-        onnx.save_model(model, path)
-        onnx.checker.check_model(path)
+        return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
 
     def _append(
         self, op: str, inputs: Sequence[str], domain: str, attributes: Any, outputs: int = 1
@@ -174,18 +208,19 @@ class Graph:
         if self._file is None or self._external is None:
             return numpy_helper.from_array(value, name)
         self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
-        place = {
+        place: dict[str, str | int] = {
             "location": self._external.name,
             "offset": self._file.tell(),
             "length": value.nbytes,
         }
         self._file.write(value.data)
-        tensor = TensorProto(
-            name=name,
-            dims=value.shape,
-            data_type=helper.np_dtype_to_tensor_dtype(value.dtype),
-            data_location=TensorProto.EXTERNAL,
-        )
-        for key, entry in place.items():
-            tensor.external_data.add(key=key, value=str(entry))
-        return tensor
+        return _external(name, value.shape, helper.np_dtype_to_tensor_dtype(value.dtype), place)
+
+
+def _external(
+    name: str, shape: Sequence[int], dtype: int, location: Mapping[str, str | int]
+) -> onnx.TensorProto:
+    tensor = TensorProto(name=name, dims=shape, data_type=dtype, data_location=TensorProto.EXTERNAL)
+    for key, entry in location.items():
+        tensor.external_data.add(key=key, value=str(entry))
+    return tensor

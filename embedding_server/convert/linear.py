@@ -31,18 +31,29 @@ class InputScale(msgspec.Struct, frozen=True):
 
 def in_fp32(g: Graph, weights: Checkpoint, names: Sequence[str], states: str) -> list[str]:
     """`states @ W.T + b` for each layer, b where there is one; torch stores W as (out, in)."""
-    outputs = []
-    for name in names:
-        output = g.node("MatMul", states, g.weight(f"{name}.weight", weights(f"{name}.weight").T))
-        bias = bias_of(g, weights, name)
-        outputs.append(g.node("Add", output, bias) if bias else output)
-    return outputs
+    return [
+        g.node(
+            "Gemm", states, stored(g, weights, f"{name}.weight"), *_bias(g, weights, name), transB=1
+        )
+        for name in names
+    ]
+
+
+def stored(g: Graph, weights: Checkpoint, name: str) -> str:
+    """A tensor of the checkpoint as it is; float32 stays where it lies in the file."""
+    place = weights.place(name)
+    return g.borrow(name, place) if place else g.weight(name, weights(name))
 
 
 def bias_of(g: Graph, weights: Checkpoint, name: str) -> str:
     """A layer's bias; empty where it has none."""
     full = f"{name}.bias"
     return g.weight(full, weights(full)) if full in weights else ""
+
+
+def _bias(g: Graph, weights: Checkpoint, name: str) -> list[str]:
+    bias = bias_of(g, weights, name)
+    return [bias] if bias else []
 
 
 class Watched:
