@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from embedding_server.convert.graph import Place
 
 _LARGE_BYTES = 1 << 16
 """Smaller tensors are copied: a page of memory per tensor is dearer."""
+_PART_NUMBERS = 1 << 25
+"""So many numbers are held at once: 128 MiB."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PROGRESS_SECONDS = 1.0
 
@@ -56,7 +59,7 @@ class Checkpoint:
                     )
                     as_it_is = header[name]["dtype"] == "F32" and place.length >= _LARGE_BYTES
                     self._tensors[name.removeprefix(self._prefix)] = _Tensor(
-                        file, name, place if as_it_is else None
+                        file, name, header[name]["shape"], place if as_it_is else None
                     )
         return self
 
@@ -78,7 +81,24 @@ class Checkpoint:
         """The tensor of that name; raises `ConvertError`."""
         found = self._find(name)
         with _explained(self._files):
-            tensor: NDArray[Any] = found.file.get_tensor(found.name)
+            return self._counted(found.file.get_tensor(found.name))
+
+    def parts(self, name: str) -> tuple[list[int], Iterator[NDArray[Any]]]:
+        """A tensor's shape, and its rows, some at a time; raises `ConvertError`."""
+        found = self._find(name)
+        shape = [int(size) for size in found.shape]
+        step = max(1, _PART_NUMBERS // max(1, math.prod(shape[1:])))
+
+        def read() -> Iterator[NDArray[Any]]:
+            with _explained(self._files):
+                rows = found.file.get_slice(found.name)
+                for start in range(0, shape[0], step):
+                    yield self._counted(rows[start : min(start + step, shape[0])])
+
+        return shape, read()
+
+    def _counted(self, tensor: NDArray[Any]) -> NDArray[Any]:
+        """What was read, as float32; the log says how far it is."""
         self._done += tensor.nbytes
         if time.monotonic() - self._shown > _PROGRESS_SECONDS:
             self._shown = time.monotonic()
@@ -100,6 +120,7 @@ class _Tensor(NamedTuple):
 
     file: Any
     name: str
+    shape: list[int]
     place: Place | None
 
 

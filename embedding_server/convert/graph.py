@@ -4,7 +4,8 @@ Families (`convert/families/`) describe a network as calls on a `Graph`; each ca
 node and returns the name of its output.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,17 @@ class Graph:
         """Store an initializer; returns its name."""
         assert name not in self._weights
         self._weights[name] = self._store(name, np.ascontiguousarray(value))
+        return name
+
+    def stream(self, name: str, shape: Sequence[int], parts: Iterable[NDArray[Any]]) -> str:
+        """Store a float32 initializer that is given in parts, rows first; returns its name."""
+        assert name not in self._weights
+        if self._file is None or self._external is None:
+            return self.weight(name, np.concatenate(list(parts)))
+        place = self._place(4 * math.prod(shape))
+        for part in parts:
+            self._file.write(np.ascontiguousarray(part).data)
+        self._weights[name] = _external(name, shape, TensorProto.FLOAT, place)
         return name
 
     def borrow(self, name: str, place: Place) -> str:
@@ -207,14 +219,16 @@ class Graph:
     def _store(self, name: str, value: NDArray[Any]) -> onnx.TensorProto:
         if self._file is None or self._external is None:
             return numpy_helper.from_array(value, name)
-        self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
-        place: dict[str, str | int] = {
-            "location": self._external.name,
-            "offset": self._file.tell(),
-            "length": value.nbytes,
-        }
+        place = self._place(value.nbytes)
         self._file.write(value.data)
         return _external(name, value.shape, helper.np_dtype_to_tensor_dtype(value.dtype), place)
+
+    def _place(self, length: int) -> dict[str, str | int]:
+        """Where the next so many bytes come to lie in the external file."""
+        assert self._file
+        assert self._external
+        self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
+        return {"location": self._external.name, "offset": self._file.tell(), "length": length}
 
 
 def _external(

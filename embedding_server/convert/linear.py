@@ -42,7 +42,7 @@ def in_fp32(g: Graph, weights: Checkpoint, names: Sequence[str], states: str) ->
 def stored(g: Graph, weights: Checkpoint, name: str) -> str:
     """A tensor of the checkpoint as it is; float32 stays where it lies in the file."""
     place = weights.place(name)
-    return g.borrow(name, place) if place else g.weight(name, weights(name))
+    return g.borrow(name, place) if place else g.stream(name, *weights.parts(name))
 
 
 def bias_of(g: Graph, weights: Checkpoint, name: str) -> str:
