@@ -148,6 +148,17 @@ class Markers(msgspec.Struct, frozen=True, kw_only=True):
     counted: bool = True
 
 
+class Template(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model is asked about a pair: prefix, `body[0]`, query, `body[1]`, document, suffix.
+
+    Prefix and suffix stay whole where the pair is cut.
+    """
+
+    prefix: str
+    body: tuple[str, str]
+    suffix: str
+
+
 class FastEmbedModel(msgspec.Struct, frozen=True):
     """What runs a model that is more than a graph and a pooling: FastEmbed's class `cls`."""
 
@@ -207,6 +218,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
     prompts: dict[str, str] = {}
     markers: Markers | None = None
+    template: Template | None = None
     fastembed: FastEmbedModel | None = None
     takes_images: bool = False
     weights_sha256: str | None = None

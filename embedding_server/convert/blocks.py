@@ -1,7 +1,9 @@
 """Building blocks of encoders on packed tokens, shared by all families."""
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ class Net:
         linear: how linear layers are computed.
         config: config.json.
         packing: the batch.
+        directory: the model's, for what its other files say.
     """
 
     def __init__(
@@ -31,10 +34,12 @@ class Net:
         weights: Checkpoint,
         linear: Linear,
         config: dict[str, Any],
+        *,
         packing: Packing,
+        directory: Path,
     ) -> None:
         self.graph, self.weights, self.config, self.packing = graph, weights, config, packing
-        self._linear = linear
+        self._linear, self._directory = linear, directory
 
     def project(self, states: str, *names: str) -> list[str]:
         """The outputs of linear layers that share their input."""
@@ -87,6 +92,16 @@ class Net:
             for part, table in tables.items()
         )
         return Rotary(cos, sin, 0)
+
+    def token(self, token: str) -> int:
+        """The id of a token in tokenizer.json; raises `ConvertError`."""
+        path = self._directory / "tokenizer.json"
+        try:
+            described = json.loads(path.read_bytes())
+            added = {one["content"]: one["id"] for one in described.get("added_tokens", ())}
+            return int((dict(described["model"]["vocab"]) | added)[token])
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise ConvertError(f"{path} has no token {token!r}: {exc}") from exc
 
     def expect(self, **values: Any) -> None:
         """Raise `ConvertError` where config.json asks for what is not built here."""

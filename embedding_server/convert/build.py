@@ -104,7 +104,7 @@ def _build(spec: ModelSpec, config: dict[str, Any], linear: Linear, out: Path) -
         ids, lengths = graph.input("input_ids", "tokens"), graph.input("lengths", "texts")
         segments = graph.input("token_type_ids", "tokens") if pairs else None
         packing = Packing(graph, ids, lengths, segments)
-        net = Net(graph, weights, linear, config, packing)
+        net = Net(graph, weights, linear, config, packing=packing, directory=spec.directory)
         try:
             states = family.encoder(net)
             result = _RESULTS[spec.kind](net, family, states, spec.pooling)

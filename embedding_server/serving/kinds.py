@@ -22,6 +22,7 @@ from embedding_server.runtime.encoder import Encoder
 from embedding_server.runtime.layout import Padded, Pixels
 from embedding_server.runtime.markers import MarkingTokenizer
 from embedding_server.runtime.session import LayoutOf
+from embedding_server.runtime.template import TemplateTokenizer
 from embedding_server.runtime.tokenizer import Tokenizer
 
 _TEXTS = ("a", "The model answers before anybody asks.", Query("Who answers before anybody asks?"))
@@ -49,6 +50,8 @@ def encoder_of(spec: ModelSpec, max_pixels: int) -> Encoder:
     path = spec.directory / "tokenizer.json"
     if spec.takes_images or spec.fastembed:
         return _library_encoder(spec, max_pixels)
+    if spec.template:
+        return TemplateTokenizer(path, spec.max_tokens, spec.template)
     if spec.markers:
         return MarkingTokenizer(path, spec.max_tokens, spec.markers)
     return Tokenizer(path, spec.max_tokens)

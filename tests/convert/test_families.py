@@ -14,11 +14,11 @@ from embedding_server.convert import packing
 from embedding_server.convert.build import convert
 from embedding_server.core import SEGMENT, Ids, Kind, ModelSpec, Pooling
 from embedding_server.runtime.layout import Packed, Value
-from tests.goldens.weights import pairs, texts, weight
+from tests.goldens.weights import NO, YES, pairs, texts, weight
 
 GOLDENS = sorted((Path(__file__).parents[1] / "goldens" / "families").glob("*.npz"))
 SEGMENTS = Value("token_type_ids", "tensor(int64)", ["tokens"])
-KINDS = {"scores": Kind.CROSS, "labels": Kind.CROSS, "words": Kind.SPARSE}
+KINDS = {"scores": Kind.CROSS, "asked": Kind.CROSS, "labels": Kind.CROSS, "words": Kind.SPARSE}
 
 
 class Golden:
@@ -37,6 +37,8 @@ class Golden:
         (directory / "config.json").write_text(json.dumps(self.config))
         tensors = {name: weight(name, tuple(shape)) for name, shape in self.shapes.items()}
         save_file(tensors, directory / "model.safetensors")
+        vocabulary = {"model": {"vocab": {"yes": YES, "no": NO}}}
+        (directory / "tokenizer.json").write_text(json.dumps(vocabulary))
 
     def convert(self, directory: Path, pooling: Pooling = Pooling.MEAN) -> Path:
         """Its graph."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import transformers
 
-from tests.goldens.weights import VOCABULARY, pairs, texts, weight
+from tests.goldens.weights import NO, VOCABULARY, YES, pairs, texts, weight
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 BERT = SIZES | {"num_hidden_layers": 2, "max_position_embeddings": 64, "type_vocab_size": 2}
@@ -35,6 +35,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert-words": ("BertForMaskedLM", BERT),
     "qwen3": ("Qwen3Model", QWEN | {"head_dim": 16}),
     "qwen3-scores": ("Qwen3ForSequenceClassification", QWEN | {"head_dim": 16, "num_labels": 1}),
+    "qwen3-asked": ("Qwen3ForCausalLM", QWEN | {"head_dim": 16}),
     "qwen2": ("Qwen2Model", QWEN),
 }
 """Name -> transformers' class, and what its configuration says beside the vocabulary."""
@@ -72,6 +73,8 @@ def _run(model: Any, ids: list[int], kinds: list[int]) -> torch.Tensor:
     output = model(**feeds)
     if scores:
         return output.logits
+    if "CausalLM" in type(model).__name__:
+        return (output.logits[:, -1, YES] - output.logits[:, -1, NO])[:, None]
     if "MaskedLM" in type(model).__name__:
         return torch.log1p(torch.relu(output.logits.max(dim=1).values))
     return output.last_hidden_state[0]

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 VOCABULARY = 96
+YES, NO = 10, 11
+"""Ids of the tokens "yes" and "no"."""
 _LENGTHS = (1, 7, 23, 40, 64, 2)
 
 

@@ -29,15 +29,16 @@ _BERT = Family(
     segments=True,
 )
 _QWEN = Family(encoder=qwen3.encoder, prefix="model.", classifier=qwen3.classifier)
+_QWEN_ASKED = Family(encoder=qwen3.encoder, prefix="model.", classifier=qwen3.judge)
 
 FAMILIES: dict[str, Family] = {
     "BertModel": _BERT,
     "BertForMaskedLM": _BERT,
     "BertForSequenceClassification": _BERT,
     "Qwen2Model": _QWEN,
-    "Qwen2ForCausalLM": _QWEN,
+    "Qwen2ForCausalLM": _QWEN_ASKED,
     "Qwen2ForSequenceClassification": _QWEN,
     "Qwen3Model": _QWEN,
-    "Qwen3ForCausalLM": _QWEN,
+    "Qwen3ForCausalLM": _QWEN_ASKED,
     "Qwen3ForSequenceClassification": _QWEN,
 }

@@ -63,3 +63,14 @@ def classifier(net: Net, states: str) -> str:
     """Scores from the last token's state."""
     (scores,) = net.project(net.packing.last(states), "score")
     return scores
+
+
+def judge(net: Net, states: str) -> str:
+    """How much rather the text goes on with "yes" than with "no": the difference of their logits.
+
+    That is the score of Qwen3-Reranker (Zhang et al. 2025), as log-odds.
+    """
+    g, weights = net.graph, net.weights
+    table = weights("lm_head.weight" if "lm_head.weight" in weights else "embed_tokens.weight")
+    difference = table[net.token("yes")] - table[net.token("no")]
+    return g.node("MatMul", net.packing.last(states), g.weight("judge", difference[:, None]))
