@@ -186,6 +186,26 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
         return self != Overrides()
 
 
+class Projection(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer behind the pooling: activation(x W^T + b), as sentence-transformers' Dense.
+
+    `path` is its directory within the model's, `inputs` and `outputs` are widths; `normalized`: x
+    has length 1.
+    """
+
+    path: str
+    inputs: int
+    outputs: int
+    bias: bool
+    activation: str
+    normalized: bool = False
+
+    @property
+    def weights(self) -> str:
+        """Their file within the model's directory."""
+        return f"{self.path}/model.safetensors"
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One model as the catalogue describes it; everything needed to load and to list it.
 
@@ -194,12 +214,13 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     that is loaded, mostly an exported ONNX graph; None: it is made from `model.safetensors`. `pad`
     is the id that an exported graph's rows are filled up with. `max_tokens` counts special tokens,
     0: as the files say. `dimensions` is 0 for rerankers and the size of the vocabulary for sparse
-    models. `normalize`: FastEmbed's vectors have length 1; ours always have, unless a client asks
-    for raw ones. `prompts` maps an input type (`query`, `document`) to the text put before it.
-    `size` is what is to be downloaded, bytes, 0: not known. `takes_images`: beside texts, or
-    instead of them. `precision` None is what the server computes in. `overrides` are in the other
-    fields already, and win over what is found in files later; where they cut `dimensions`, `uncut`
-    is what the graph gives.
+    models. `projections` follow the pooling, unless the graph has them inside. `normalize`:
+    FastEmbed's vectors have length 1; ours always have, unless a client asks for raw ones.
+    `prompts` maps an input type (`query`, `document`) to the text put before it. `size` is what is
+    to be downloaded, bytes, 0: not known. `takes_images`: beside texts, or instead of them.
+    `precision` None is what the server computes in. `overrides` are in the other fields already,
+    and win over what is found in files later; where they cut `dimensions`, `uncut` is what the
+    graph gives.
     """
 
     id: str
@@ -207,6 +228,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     located: Path | None = None
     origin: Origin | None = None
     pooling: Pooling
+    projections: tuple[Projection, ...] = ()
     normalize: bool = True
     max_tokens: int
     dimensions: int

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -54,6 +55,47 @@ _CONFIG = {
     "type_vocab_size": 2,
     "vocab_size": len(VOCABULARY),
 }
+
+
+def add_dense(
+    directory: Path,
+    outputs: int,
+    *,
+    path: str = "2_Dense",
+    place: int = 2,
+    inputs: int = HIDDEN,
+    activation: str = "activation.Tanh",
+    bias: bool = True,
+) -> tuple[Array, Array]:
+    """Put a Dense module at a place of a model's modules; returns weight (out, in) and bias."""
+    modules = json.loads((directory / "modules.json").read_bytes())
+    modules.insert(place, {"type": "sentence_transformers.models.Dense", "path": path})
+    _json(directory / "modules.json", modules)
+    (directory / path).mkdir()
+    config: dict[str, Any] = {"in_features": inputs, "out_features": outputs, "bias": bias}
+    config["activation_function"] = f"torch.nn.modules.{activation}"
+    _json(directory / path / "config.json", config)
+    random = np.random.default_rng(outputs)
+    weight, shift = (
+        random.normal(0, 1, shape).astype("f4") for shape in ((outputs, inputs), outputs)
+    )
+    tensors = {"linear.weight": weight} | ({"linear.bias": shift} if bias else {})
+    save_file(tensors, directory / path / "model.safetensors")
+    return weight, shift * bias
+
+
+def export_pooled(directory: Path) -> Array:
+    """Replace a model's weights by a graph that pools: sums embeddings (words, width), returned."""
+    (directory / "model.safetensors").unlink()
+    table = np.random.default_rng(0).normal(0, 1, (len(VOCABULARY), HIDDEN)).astype("f4")
+    graph = Graph("pooled")
+    ids, mask = (graph.input(name, "n", "t") for name in ("input_ids", "attention_mask"))
+    taken = graph.node("Unsqueeze", graph.node("Cast", mask, to=1), graph.constant([2]))
+    states = graph.node("Mul", graph.node("Gather", graph.weight("words", table), ids), taken)
+    sums = graph.node("ReduceSum", states, graph.constant([1]), keepdims=0)
+    graph.output("sentence_embedding", sums, "n", HIDDEN)
+    graph.save(directory / "model.onnx")
+    return table
 
 
 def export(directory: Path, file: str = "onnx/model.onnx") -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from embedding_server.catalog.local import ModelFilesError, describe, model_file
+from embedding_server.catalog.local import ModelFilesError, dense_files, describe, model_file
 from embedding_server.convert import WEIGHTS
 from embedding_server.convert.families import FAMILIES
 from embedding_server.core import Kind, ModelSpec, Origin, Pooling
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from embedding_server.catalog.files import Hub
+    from embedding_server.catalog.snapshot import Snapshot
     from embedding_server.settings import Names
 
 _REPOSITORY = re.compile(r"[^\s/]+/[^\s/]+")
@@ -54,26 +55,31 @@ def discover(origin: Origin, hub: "Hub") -> ModelSpec:
         ModelFilesError: it has nothing that could be served.
     """
     snapshot, repo = hub.configuration(origin), origin.repo
-    if snapshot.listing is None and not hub.offline and not _is_model(snapshot.present):
+    if snapshot.listing is None and not hub.offline and not _is_whole(snapshot):
         snapshot = hub.configuration(origin, ask=True)
     file = model_file(snapshot.present if hub.offline else snapshot.names, repo)
     if missing := [name for name in _NEEDED if name not in snapshot.names]:
         raise ModelFilesError(f"{repo} has no {', '.join(missing)}")
-    spec = describe(snapshot.directory, repo)
+    dense = dense_files(snapshot.directory)
+    if missing := [name for name in dense if name not in snapshot.names]:
+        raise ModelFilesError(f"{repo} has no {', '.join(missing)}; pickled weights are not read")
+    configs = tuple(name for name in dense if name.endswith(".json"))
+    directory = hub.fetch(msgspec.structs.replace(origin, files=configs)) if dense else None
+    spec = describe(directory or snapshot.directory, repo)
     if file is None:
         _require_family(json.loads((snapshot.directory / "config.json").read_bytes()), repo)
-    found = msgspec.structs.replace(origin, files=_files(file, snapshot.names))
+    found = msgspec.structs.replace(origin, files=_files(file, snapshot.names) + dense)
     if hub.offline:
         hub.fetch(found)
     return msgspec.structs.replace(spec, origin=found, file=file)
 
 
-def _is_model(names: "Collection[str]") -> bool:
+def _is_whole(snapshot: "Snapshot") -> bool:
     try:
-        model_file(names, "")
+        model_file(snapshot.present, "")
+        return snapshot.present.issuperset(dense_files(snapshot.directory))
     except ModelFilesError:
         return False
-    return True
 
 
 def _files(file: str | None, names: "Collection[str]") -> "Names":

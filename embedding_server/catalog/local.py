@@ -1,11 +1,12 @@
 """A directory in the sentence-transformers layout -> a `ModelSpec`.
 
-Read are `config.json`, `modules.json`, `1_Pooling/config.json`, `sentence_bert_config.json`,
-`tokenizer_config.json` and `config_sentence_transformers.json`; only the first must be there, and
-an exported graph or `model.safetensors`.
+Read are `config.json`, `modules.json`, `1_Pooling/config.json`, those of Dense modules,
+`sentence_bert_config.json`, `tokenizer_config.json` and `config_sentence_transformers.json`; only
+the first must be there, and an exported graph or `model.safetensors`.
 """
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from embedding_server.core import Kind, ModelSpec, Overrides, Pooling
+from embedding_server.convert import ACTIVATIONS, ConvertError, require_weights
+from embedding_server.core import Kind, ModelSpec, Overrides, Pooling, Projection
 from embedding_server.settings import Names
 
 _POOLING_FLAGS = {
@@ -22,6 +24,10 @@ _POOLING_FLAGS = {
     "pooling_mode_lasttoken": Pooling.LAST,
 }
 _GRAPHS, _WEIGHTS = ("model.onnx", "onnx/model.onnx"), "model.safetensors"
+_PLAIN = re.compile(r"\w[\w.-]*")
+"""A name of a directory, which is neither `..` nor a pattern."""
+_POOLED = "sentence_embedding"
+"""What sentence-transformers calls a text's vector."""
 _SHARDS = "model.safetensors.index.json"
 _DATA = ("model.onnx_data", "onnx/model.onnx_data")
 _DESCRIPTIONS = (
@@ -74,8 +80,10 @@ def read_directory(
         ModelFilesError: a file is missing, is no JSON, or asks for a pooling that is not known.
     """
     wanted = (said.file,) if said.file else (*_GRAPHS, _WEIGHTS, _SHARDS)
-    _require_inside(directory, wanted)
+    _require_inside(directory, (*wanted, *_DATA, *_DESCRIPTIONS))
+    _require_inside(directory, dense_files(directory))
     spec = describe(directory, name, said)
+    _require_weights(directory, spec)
     there = [file for file in wanted if (directory / file).is_file()]
     return msgspec.structs.replace(
         spec,
@@ -97,6 +105,18 @@ def describe(directory: Path, name: str, said: Overrides = _NOTHING) -> ModelSpe
     """
     with _readable(directory):
         return _describe(directory, name, said)
+
+
+def dense_files(directory: Path) -> Names:
+    """What the Dense modules in `directory` consist of: configurations, then weights.
+
+    Raises:
+        ModelFilesError: modules.json is odd, or a module lies outside the directory.
+    """
+    with _readable(directory):
+        modules = _read(directory / "modules.json")
+        paths = [_path(directory, module) for module in modules if _kind(module) == "Dense"]
+    return tuple(f"{path}/{name}" for name in ("config.json", _WEIGHTS) for path in paths)
 
 
 def model_file(
@@ -124,6 +144,7 @@ def complete(spec: ModelSpec, directory: Path) -> ModelSpec:
     Raises:
         ModelFilesError: a file is missing or is no JSON.
     """
+    _require_weights(directory, spec)
     with _readable(directory):
         own = spec.fastembed or spec.kind is Kind.IMAGE
         config = _read(directory / "config.json", required=not own)
@@ -149,23 +170,32 @@ def _readable(directory: Path) -> Iterator[None]:
         raise ModelFilesError(f"{directory}: its JSON files are odd: {exc}") from exc
 
 
-def _require_inside(directory: Path, wanted: Names) -> None:
+def _require_inside(directory: Path, names: Names) -> None:
     """Refuse links that leave the directory."""
     root = directory.resolve()
-    for path in (directory / name for name in (*wanted, *_DATA, *_DESCRIPTIONS)):
+    for path in (directory / name for name in names):
         if not path.resolve().is_relative_to(root):
             raise ModelFilesError(f"{path} is a link to {path.resolve()}, outside its directory")
+
+
+def _require_weights(directory: Path, spec: ModelSpec) -> None:
+    try:
+        require_weights(directory, spec.projections)
+    except ConvertError as exc:
+        raise ModelFilesError(str(exc)) from exc
 
 
 def _describe(directory: Path, name: str, said: Overrides) -> ModelSpec:
     config = _read(directory / "config.json", required=True)
     modules = _read(directory / "modules.json") or [{"type": "Transformer"}, {"type": "Pooling"}]
-    kinds = [module["type"].rpartition(".")[2] for module in modules]
-    unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
+    kinds = [_kind(module) for module in modules]
+    unknown = set(kinds) - {"Transformer", "Pooling", "Dense", "Normalize"}
     if unknown:
         raise ModelFilesError(f"{directory}/modules.json: {', '.join(unknown)} is not supported")
     architecture = (config.get("architectures") or [""])[0]
     scores = architecture.endswith("ForSequenceClassification")
+    width = 0 if scores else _width(config)
+    projections = _projections(directory, modules, width)
     return ModelSpec(
         id=name,
         kind=Kind.CROSS if scores else Kind.DENSE,
@@ -173,9 +203,60 @@ def _describe(directory: Path, name: str, said: Overrides) -> ModelSpec:
         if scores
         else said.pooling or _pooling(directory / "1_Pooling" / "config.json"),
         max_tokens=said.max_tokens or _max_tokens(directory, config),
-        dimensions=0 if scores else _width(config),
+        projections=projections,
+        dimensions=projections[-1].outputs if projections else width,
         pad=config.get("pad_token_id") or 0,
         prompts=_prompts(directory),
+    )
+
+
+def _kind(module: dict[str, str]) -> str:
+    return module["type"].rpartition(".")[2]
+
+
+def _path(directory: Path, module: dict[str, str]) -> str:
+    path = module["path"]
+    if not all(map(_PLAIN.fullmatch, path.split("/"))):
+        raise ModelFilesError(f"{directory}/modules.json: {path!r} is no directory within it")
+    return path
+
+
+def _projections(
+    directory: Path, modules: list[dict[str, str]], width: int
+) -> tuple[Projection, ...]:
+    """The Dense modules behind a pooling that gives vectors of `width`."""
+    found: list[Projection] = []
+    kinds = [_kind(module) for module in modules]
+    for index, module in enumerate(modules):
+        if kinds[index] != "Dense":
+            continue
+        if "Pooling" not in kinds[:index]:
+            raise ModelFilesError(f"{directory}/modules.json: Dense before Pooling is not served")
+        normalized = kinds[index - 1] == "Normalize"
+        one = _projection(directory, _path(directory, module), normalized=normalized)
+        if one.inputs != width:
+            path = f"{directory / one.path}/config.json"
+            raise ModelFilesError(f"{path}: in_features {one.inputs}, but {width} go into it")
+        found.append(one)
+        width = one.outputs
+    return tuple(found)
+
+
+def _projection(directory: Path, path: str, *, normalized: bool) -> Projection:
+    file = directory / path / "config.json"
+    config = _read(file, required=True)
+    if (taken := config.get("module_input_name", _POOLED)) != _POOLED:
+        raise ModelFilesError(f"{file}: module_input_name {taken} is not supported, {_POOLED} is")
+    if (activation := config["activation_function"]) not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise ModelFilesError(f"{file}: {activation} is not supported, one of {known} is")
+    return Projection(
+        path=path,
+        inputs=int(config["in_features"]),
+        outputs=int(config["out_features"]),
+        bias=bool(config.get("bias", True)),
+        activation=activation,
+        normalized=normalized,
     )
 
 

@@ -1,10 +1,28 @@
-"""safetensors -> ONNX without torch: `convert` builds a graph, `Int8` asks for an 8-bit one."""
+"""safetensors -> ONNX without torch: `convert` builds a graph, `Int8` asks for an 8-bit one.
+
+`convert_projections` builds that of what follows the pooling.
+"""
 
 from embedding_server.convert.build import convert
 from embedding_server.convert.checkpoint import WEIGHTS
 from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.families import FAMILIES
 from embedding_server.convert.hashes import content_hash
+from embedding_server.convert.projection import (
+    ACTIVATIONS,
+    convert_projections,
+    require_weights,
+)
 from embedding_server.convert.quantize import Int8
 
-__all__ = ["FAMILIES", "WEIGHTS", "ConvertError", "Int8", "content_hash", "convert"]
+__all__ = [
+    "ACTIVATIONS",
+    "FAMILIES",
+    "WEIGHTS",
+    "ConvertError",
+    "Int8",
+    "content_hash",
+    "convert",
+    "convert_projections",
+    "require_weights",
+]

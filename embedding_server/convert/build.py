@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +65,33 @@ def convert(spec: ModelSpec, cache: Path, *, int8: Int8 | None = None) -> Path:
     words = [str(VERSION), *digests, spec.kind, spec.pooling, json.dumps(config, sort_keys=True)]
     if int8:
         words.append(f"int8 {int8.key} {int8.limit} {int8.fp32_share}")
+
+    def build(out: Path) -> None:
+        linear = _quantized(spec, config, int8, out) if int8 else in_fp32
+        _build(spec, config, linear, out)
+
+    return cached(cache, " ".join(words), build, files)
+
+
+def cached(
+    cache: Path, recipe: str, build: Callable[[Path], None], files: Sequence[Path] = ()
+) -> Path:
+    """The graph that is made by `recipe`; the first time, `build` writes it to a directory.
+
+    It may use `files` as they are; they are put beside it again if they were replaced.
+
+    Raises:
+        ConvertError: the cache cannot be used, or whatever `build` finds.
+    """
     try:
-        key = hashlib.sha256(" ".join(words).encode()).hexdigest()[:32]
+        key = hashlib.sha256(recipe.encode()).hexdigest()[:32]
         target = cache.expanduser() / "graphs" / key
         for index, path in enumerate(files):
             if (target / borrowed_name(index)).exists():
                 place(path, target / borrowed_name(index))
         if not (target / MODEL_FILE).exists():
             with _published(target) as scratch:
-                linear: Linear = in_fp32
-                if int8:
-                    linear = _quantized(spec, config, int8, scratch)
-                _build(spec, config, linear, scratch)
+                build(scratch)
     except (OSError, RuntimeError) as exc:
         raise ConvertError(f"the cache {cache} cannot be used: {exc}") from exc
     return target / MODEL_FILE

@@ -111,7 +111,7 @@ class Checkpoint:
 
     def _find(self, name: str) -> "_Tensor":
         if name not in self._tensors:
-            raise ConvertError(f"{self._files[0]} has no tensor {name}")
+            raise ConvertError(f"{self._files[0].name} has no tensor {name}")
         return self._tensors[name]
 
 

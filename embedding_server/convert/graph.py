@@ -51,9 +51,9 @@ class Graph:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
 
-    def input(self, name: str, *shape: str) -> str:
-        """Declare an int64 input of the given symbolic shape."""
-        self._inputs.append(helper.make_tensor_value_info(name, TensorProto.INT64, shape))
+    def input(self, name: str, *shape: str | int, dtype: int = TensorProto.INT64) -> str:
+        """Declare an input of the given shape, whose symbolic sizes are names."""
+        self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
         return name
 
     def output(self, name: str, value: str, *shape: str | int) -> None:

@@ -46,7 +46,9 @@ class Layout(Protocol):
     padded: bool
     """Whether every text is computed as long as its batch's longest."""
     output: str
-    """The value that `rows` is made from."""
+    """The value that `vectors` are made from."""
+    final: bool
+    """Whether what follows pooling is in the graph."""
 
     def feeds(self, items: Sequence[Item]) -> dict[str, Array]:
         """The graph's inputs."""
@@ -68,6 +70,7 @@ class Packed:
 
     padded = False
     output = "sentence_embedding"
+    final = False
 
     def __init__(
         self,
@@ -136,6 +139,7 @@ class Padded:
         if len(best.shape) not in (2, 3):
             raise LayoutError(f"output {best.name} has {len(best.shape)} axes, expected 2 or 3")
         self.output = best.name
+        self.final = len(best.shape) == 2
         self._inputs = inputs
         self._pooling = pooling
         self._pad = pad
@@ -174,6 +178,7 @@ class Pixels:
     """
 
     padded = False
+    final = True
 
     def __init__(
         self, inputs: Sequence[Value], outputs: Sequence[Value], pooling: Pooling, like: Picture

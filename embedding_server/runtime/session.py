@@ -4,7 +4,8 @@ Sessions are called from the device's worker threads; they keep no state between
 threads may share one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -135,6 +136,7 @@ class OnnxSession:
         cores: threads of a wide run.
         threads: of all others.
         layout: how texts are laid out for it.
+        projections: a graph of what follows pooling, where that is not in the graph itself.
         precision: what the graph computes in.
         reproducible: run every text alone, on one thread, so that no bit of its vector depends on
             what else there is to do.
@@ -150,6 +152,7 @@ class OnnxSession:
         threads: Threads = _ONE_THREAD,
         *,
         layout: LayoutOf = Packed,
+        projections: Path | None = None,
         precision: Precision = Precision.FP32,
         reproducible: bool = False,
     ) -> None:
@@ -170,6 +173,10 @@ class OnnxSession:
         except LayoutError as exc:
             raise SessionError(f"{path}: {exc}") from exc
         self.padded = self._layout.padded
+        self._projections = None
+        if projections and not self._layout.final:
+            self._projections = _open(projections, self.threads)
+            self.resident_bytes += projections.stat().st_size
 
     def run(
         self, items: Sequence[Item], *, wide: bool = False, stop: Stop | None = None
@@ -178,15 +185,13 @@ class OnnxSession:
         if self._reproducible and len(items) > 1:
             return [self.run([one], stop=stop)[0] for one in items]
         session, layout = self._wide if wide else self._narrow, self._layout
-        try:
-            (value,) = session.run(
-                [layout.output], layout.feeds(items), stop.options if stop else None
-            )
-        except Exception as exc:  # ONNX Runtime's exceptions share no base class
-            text = str(exc)
-            short = isinstance(exc, MemoryError) or any(words in text for words in _NO_MEMORY)
-            raise (OutOfMemoryError if short else SessionError)(text) from exc
-        return layout.vectors(value, items)
+        options = stop.options if stop else None
+        with _translated():
+            (value,) = session.run([layout.output], layout.feeds(items), options)
+            vectors = layout.vectors(value, items)
+            if self._projections:
+                (vectors,) = self._projections.run(None, {"vectors": vectors}, options)
+        return vectors
 
     def sample(self, tokens: int) -> Item:
         """See `Session`."""
@@ -212,6 +217,17 @@ def activations(
         for name, value in zip(outputs, values, strict=True):
             found[name].append(value[kept])
     return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn whatever a run raises into a `SessionError`."""
+    try:
+        yield
+    except Exception as exc:  # ONNX Runtime's exceptions share no base class
+        text = str(exc)
+        short = isinstance(exc, MemoryError) or any(words in text for words in _NO_MEMORY)
+        raise (OutOfMemoryError if short else SessionError)(text) from exc
 
 
 def _open(path: Path, threads: Threads) -> ort.InferenceSession:

@@ -1,15 +1,20 @@
-"""The self-check: what a model must show before anybody's request reaches it."""
+"""The self-check: what a model must show before anybody's request reaches it.
+
+What it gives is compared with what fp32 on the CPU once gave (`references`).
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_server.core import SPARSE, Item, Kind, ModelSpec, Vector, values
+from embedding_server.core import SPARSE, Item, Kind, ModelSpec, Vector, normalized, values
 from embedding_server.runtime.session import Session
 
 _TOLERANCE = 1e-4
 """Between a vector alone and among others, for length 1; measured: under 1e-6."""
+_LEAST_COSINE, _SCORES_OFF = 0.999, 1e-3
+"""Against fp32; scores relative to their size, if that is above 1."""
 _MAY_BE_ZERO = (Kind.CROSS, Kind.STATIC, Kind.SPARSE)
 """Kinds for which a text may hold nothing."""
 
@@ -18,8 +23,8 @@ class CheckError(Exception):
     """The model does not do what it should; the message says what it did."""
 
 
-def check(spec: ModelSpec, items: Sequence[Item], session: Session) -> None:
-    """Run a few inputs together and alone.
+def check(spec: ModelSpec, items: Sequence[Item], session: Session) -> list[Vector]:
+    """Run a few inputs together and alone; returns what each gives alone.
 
     Raises:
         CheckError: vectors have the wrong form, are not finite, or depend on their neighbours.
@@ -27,8 +32,8 @@ def check(spec: ModelSpec, items: Sequence[Item], session: Session) -> None:
     together = session.run(items)
     if len(together) != len(items):
         raise CheckError(f"{len(together)} vectors of {len(items)} inputs")
-    for item, vector in zip(items, together, strict=True):
-        (alone,) = session.run([item])
+    apart = run_apart(session, items)
+    for vector, alone in zip(together, apart, strict=True):
         for one in (vector, alone):
             _check_form(spec, one)
         length = float(np.linalg.norm(values(alone)))
@@ -40,6 +45,39 @@ def check(spec: ModelSpec, items: Sequence[Item], session: Session) -> None:
         difference = _difference(vector, alone) / scale
         if difference > _TOLERANCE:
             raise CheckError(f"a text's vector differs by {difference:.1e} with its neighbours")
+    return apart
+
+
+def run_apart(session: Session, items: Sequence[Item]) -> list[Vector]:
+    """The vector of each input alone."""
+    return [vector for item in items for vector in session.run([item])]
+
+
+def compare(kind: Kind, vectors: Sequence[Vector], expected: Sequence[Vector]) -> None:
+    """Compare vectors with those of fp32, of the same inputs.
+
+    Raises:
+        CheckError: the least cosine, of late interaction that of any token, is too small, or a
+            cross-encoder's score is off.
+    """
+    pairs = [_aligned(*pair) for pair in zip(vectors, expected, strict=True)]
+    if kind is Kind.CROSS:
+        off = np.max([np.abs(a - b) / np.maximum(1.0, np.abs(b)) for a, b in pairs])
+        if not off <= _SCORES_OFF:
+            raise CheckError(f"a score differs by {off:.1e} from fp32's, more than {_SCORES_OFF}")
+        return
+    least = np.min([_cosine(*pair) for pair in pairs])  # which keeps what is no number
+    if not least >= _LEAST_COSINE:
+        raise CheckError(
+            f"the least cosine with fp32's vectors is {least:.4f}, not {_LEAST_COSINE}"
+        )
+
+
+def _cosine(one: Vector, other: Vector) -> float:
+    """The least one of any row; of rows of zeros it is 1."""
+    same = (one == other).all(axis=-1)
+    cosines = np.vecdot(normalized(np.atleast_2d(one)), normalized(np.atleast_2d(other)))
+    return float(np.where(same, 1.0, cosines).min(initial=1.0))
 
 
 def _check_form(spec: ModelSpec, vector: Vector) -> None:
@@ -59,12 +97,18 @@ def _check_form(spec: ModelSpec, vector: Vector) -> None:
 
 def _difference(one: Vector, other: Vector) -> float:
     """The largest one of any number."""
+    one, other = _aligned(one, other)
+    return float(np.abs(one - other).max(initial=0.0))
+
+
+def _aligned(one: Vector, other: Vector) -> tuple[Vector, Vector]:
+    """Two vectors of an input, sparse ones over the indices of both."""
     if one.dtype == SPARSE:
         span = np.union1d(one["index"], other["index"])
         one, other = _spread(one, span), _spread(other, span)
     if one.shape != other.shape:
-        raise CheckError(f"shapes {one.shape} and {other.shape} with and without neighbours")
-    return float(np.abs(one - other).max(initial=0.0))
+        raise CheckError(f"an input's vectors have shapes {one.shape} and {other.shape}")
+    return one, other
 
 
 def _spread(vector: Vector, span: NDArray[np.int64]) -> NDArray[np.float32]:

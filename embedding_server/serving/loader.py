@@ -15,6 +15,7 @@ from embedding_server.serving.check import CheckError, check
 from embedding_server.serving.device import Device
 from embedding_server.serving.kinds import probes
 from embedding_server.serving.model import Model
+from embedding_server.serving.references import hold
 from embedding_server.serving.source import RunPlan, Source
 
 
@@ -82,7 +83,7 @@ class Loader:
                 )
                 session = source.open(profile.way.threads)
                 items = [one.item for one in source.encoder.encode(probes(spec))]
-                check(spec, items, session)
+                hold(spec, source, session, items, check(spec, items, session))
                 batcher = Batcher(
                     spec.id,
                     session,

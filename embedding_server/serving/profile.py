@@ -62,14 +62,19 @@ def stored(path: Path) -> Profile | None:
 
 
 def store(profile: Profile, path: Path) -> None:
-    """Write a profile, in one step; where that is impossible it is measured again next time."""
+    """Write a profile."""
+    save(msgspec.json.encode(profile), path)
+
+
+def save(content: bytes, path: Path) -> None:
+    """Write what is known, in one step; where that is impossible it is found again next time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(f".{os.getpid()}")
-        scratch.write_bytes(msgspec.json.encode(profile))
+        scratch.write_bytes(content)
         scratch.rename(path)
     except OSError as exc:
-        log.warning("profile.unsaved", error=str(exc))
+        log.warning("cache.unsaved", error=str(exc))
 
 
 def measure(

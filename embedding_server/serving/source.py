@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from embedding_server.convert import WEIGHTS, Int8, convert
+from embedding_server.convert import WEIGHTS, Int8, content_hash, convert, convert_projections
 from embedding_server.core import Item, Kind, ModelSpec, Precision, normalized
 from embedding_server.runtime.cores import sums_bytes_exactly
 from embedding_server.runtime.encoder import Encoder
@@ -27,7 +27,7 @@ from embedding_server.runtime.session import (
     activations,
 )
 from embedding_server.serving import profile as profiles
-from embedding_server.serving.kinds import encoder_of, layout_of
+from embedding_server.serving.kinds import encoder_of, layout_of, probes
 from embedding_server.serving.profile import Profile, Quality, device_name
 from embedding_server.serving.texts import CALIBRATION, JUDGEMENT
 from embedding_server.serving.tuning import Way, batch, best_way, ways
@@ -36,6 +36,9 @@ from embedding_server.settings import Settings
 _DECIDING = ("tokenizer.json", "preprocessor_config.json")
 _ROWS_PER_TEXT = 12
 _COMPARED_TOKENS, _COMPARED_RUNS = 512, 5
+_LARGEST_COMPARED = 2 << 30
+_REFERENCES = 1
+"""Raise it whenever the same files are to give other vectors."""
 
 
 class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +83,9 @@ class Source:
         self._cores = cores
         self.encoder = encoder_of(spec, plan.max_image_pixels)
         self._layout: LayoutOf
+        self._projections = None
+        if spec.projections:
+            self._projections = convert_projections(spec.directory, spec.projections, plan.cache)
         exact = plan.precision is Precision.FP32
         convertible = spec.kind is Kind.DENSE and (spec.directory / WEIGHTS).exists()
         self._exported = bool(spec.file) and (exact or not convertible)
@@ -130,18 +136,19 @@ class Source:
                 self._cores if wide else threads.per_run,
                 threads,
                 layout=self._layout,
+                projections=self._projections,
                 precision=self._plan.precision,
                 reproducible=self._plan.reproducible,
             )
         except SessionError:
-            if not self._exported:
-                shutil.rmtree(self._graph.parent, ignore_errors=True)
+            made = (None if self._exported else self._graph, self._projections)
+            for graph in filter(None, made):
+                shutil.rmtree(graph.parent, ignore_errors=True)
             raise
 
     def exact(self) -> Session:
-        """A session of the same model in fp32, on one thread."""
-        spec = msgspec.structs.replace(self._spec, precision=Precision.FP32)
-        return Source(spec, self._plan, 1).open(Threads())
+        """A session of the same model in fp32, on the CPU and one thread."""
+        return self._in_fp32().open(Threads(), wide=False)
 
     def profile(self, quiet: Callable[[], bool] = lambda: True) -> Profile:
         """What is stored for this model and machine, else what is measured now.
@@ -164,6 +171,19 @@ class Source:
         key = f"{self._identity} {machine} {self.fixed_threads}"
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
         return self._plan.cache.expanduser() / "profiles" / f"{name}.json"
+
+    @property
+    def reference_path(self) -> Path | None:
+        """Where fp32's vectors of the probes are kept; None for models over 2 GB."""
+        if self._plan.precision is not Precision.FP32:
+            return self._in_fp32().reference_path
+        if sum(path.stat().st_size for path in self._files()) > _LARGEST_COMPARED:
+            return None
+        spec = self._spec
+        inputs = (probes(spec), spec.max_tokens, spec.pad, spec.markers, spec.fastembed)
+        key = f"{_REFERENCES} {self._content} {inputs}"
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        return self._plan.cache.expanduser() / "references" / f"{name}.npz"
 
     def fingerprint(self, provider: str) -> str:
         """16 hex digits over everything that decides a vector's bits.
@@ -188,22 +208,32 @@ class Source:
             speed=round(statistics.median(slow / fast for fast, slow in times), 2),
         )
 
-    @cached_property
+    def _in_fp32(self) -> "Source":
+        spec = msgspec.structs.replace(self._spec, precision=Precision.FP32)
+        return Source(spec, self._plan, 1)
+
+    @property
     def _identity(self) -> str:
+        return f"{self._content} {VERSION} {'reproducible' * self._plan.reproducible}"
+
+    def _files(self) -> list[Path]:
+        """The graph, and its external data, whose names begin with the graph's."""
+        return sorted(self._graph.parent.glob(f"{self._graph.name}*"))
+
+    @cached_property
+    def _content(self) -> str:
         """Graph and what encodes for it by content; 8-bit graphs come out of a measurement."""
         digest = hashlib.sha256()
         for name in _DECIDING:
             if (path := self._spec.directory / name).exists():
                 digest.update(path.read_bytes())
         if self._spec.file or self._plan.precision is Precision.INT8:
-            for path in sorted(self._graph.parent.glob(f"{self._graph.name}*")):
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+            for path in self._files():
+                digest.update(content_hash(path, self._plan.cache).encode())
         words = (
             "" if self._spec.file else self._graph.parent.name,
             self._spec.pooling,
-            VERSION,
-            "reproducible" * self._plan.reproducible,
+            self._projections.parent.name if self._projections else "",
         )
         digest.update(" ".join(words).encode())
         return digest.hexdigest()

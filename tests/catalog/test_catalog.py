@@ -91,9 +91,9 @@ def test_unusable_directories(tmp_path: Path) -> None:
     with pytest.raises(ModelFilesError, match="1_Pooling/config.json: pooling"):
         read_directory(model, "m")
     (model / "modules.json").write_text(
-        json.dumps([{"type": "sentence_transformers.models.Dense"}])
+        json.dumps([{"type": "sentence_transformers.models.Router"}])
     )
-    with pytest.raises(ModelFilesError, match="Dense is not supported"):
+    with pytest.raises(ModelFilesError, match="Router is not supported"):
         read_directory(model, "m")
     (model / "modules.json").write_text("[")
     with pytest.raises(ModelFilesError, match=r"modules\.json"):

@@ -20,9 +20,10 @@ from embedding_server.settings import Names, Settings
 from tests.catalog.test_files import no_sockets
 from tests.catalog.test_listing import run
 from tests.hub import TOKEN, Fault, LocalHub
-from tests.tiny import export, write_cross_encoder, write_model
+from tests.tiny import add_dense, export, write_cross_encoder, write_model
 
 GRAPH, WEIGHTS = "onnx/model.onnx", "model.safetensors"
+DENSE = ("2_Dense/config.json", "2_Dense/model.safetensors")
 CLOSED = "http://127.0.0.1:9"
 """Nobody listens there."""
 
@@ -95,6 +96,12 @@ def both(directory: Path) -> Path:
     return directory
 
 
+def dense(directory: Path) -> Path:
+    """Weights with a Dense module behind the pooling."""
+    add_dense(write_model(directory), 8)
+    return directory
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "files"),
     [
@@ -102,6 +109,7 @@ def both(directory: Path) -> Path:
         (write_model, Kind.DENSE, (WEIGHTS,)),
         (both, Kind.DENSE, ("model.onnx",)),
         (write_cross_encoder, Kind.CROSS, ("model.onnx",)),
+        (dense, Kind.DENSE, (WEIGHTS, *DENSE)),
     ],
 )
 def test_as_an_own_model(
@@ -123,6 +131,25 @@ def test_as_an_own_model(
     for name in files:
         assert (located.directory / name).read_bytes() == (tmp_path / "own" / name).read_bytes()
     assert "pytorch_model.bin" not in sent(local)
+
+
+def test_dense_modules(local: LocalHub, tmp_path: Path) -> None:
+    """They are looked for where an old program left them out, and pickles are refused."""
+    files = files_of(dense(tmp_path / "own"))
+    local.publish("some/body", files)
+    home = tmp_path / "hf"
+    first = found(local, home, "some/body")
+    Locator(settings(local, home))(first)
+    age(home)
+    shutil.rmtree(next(home.glob("models--*/snapshots/*/2_Dense")))
+    assert found(local, home, "some/body") == first
+    weights = files.pop(DENSE[1])
+    local.publish("some/pickle", files | {"2_Dense/pytorch_model.bin": weights})
+    line = refusal(local, home, "some/pickle")
+    assert "some/pickle has no 2_Dense/model.safetensors; pickled weights are not read" in line
+    modules = files["modules.json"].replace(b"2_Dense", b"../../2_Dense")
+    local.publish("some/path", files | {"modules.json": modules})
+    assert "'../../2_Dense' is no directory within it" in refusal(local, home, "some/path")
 
 
 def test_external_data(local: LocalHub, tmp_path: Path) -> None:
@@ -153,7 +180,7 @@ def test_only_what_no_list_has_is_looked_up(local: LocalHub, tmp_path: Path) -> 
         ({"config.json": None}, "some/body has no config.json"),
         ({"tokenizer.json": None}, "some/body has no tokenizer.json"),
         ({GRAPH: None, f"{WEIGHTS}.index.json": b"{}"}, "weights in shards .*: not served yet"),
-        ({"modules.json": b'[{"type": "some.Dense"}]'}, "Dense is not supported"),
+        ({"modules.json": b'[{"type": "some.Router"}]'}, "Router is not supported"),
         ({"config.json": b"[]"}, "its JSON files lack"),
         (
             {GRAPH: None, WEIGHTS: b"", "config.json": b"MistralModel"},
