@@ -15,13 +15,9 @@ import structlog
 
 from embedding_server.catalog.config import Entry, read_config
 from embedding_server.catalog.demo import demo_model
+from embedding_server.catalog.description import ModelFilesError
 from embedding_server.catalog.discover import discover, is_repository, stand_in
-from embedding_server.catalog.local import (
-    FilesError,
-    ModelFilesError,
-    complete,
-    read_directory,
-)
+from embedding_server.catalog.local import FilesError, complete, read_directory
 from embedding_server.catalog.overrides import (
     again,
     check_limit,
@@ -30,7 +26,7 @@ from embedding_server.catalog.overrides import (
     directory_model,
     overridden,
 )
-from embedding_server.catalog.published import gpu_friendly, published_models, servable
+from embedding_server.catalog.published import gpu_friendly, published_models
 from embedding_server.core import Kind, ModelSpec, Origin, Task
 from embedding_server.errors import SettingsError, StartupError, UnsupportedModel
 from embedding_server.settings import NO_MODELS, Names, Settings
@@ -203,7 +199,6 @@ class Catalog:
             spec
             for spec in self._known.values()
             if spec.kind in _SERVED[task]
-            and _runs(spec)
             and (spec.located or (spec.kind in _MEANT[task] and gpu_friendly(spec)))
         ]
         if not specs:
@@ -241,13 +236,6 @@ def _check_served(spec: ModelSpec, name: str, task: Task, said: str) -> None:
     """Raise `SettingsError` if a model that `said` names for a task cannot do it."""
     if spec.kind not in _SERVED[task]:
         raise SettingsError(f"{said}: {name!r} is a {spec.kind} model, which cannot {task}")
-    if not _runs(spec):
-        raise SettingsError(f"{said}: {name!r} is known, but its files cannot be run yet")
-
-
-def _runs(spec: ModelSpec) -> bool:
-    """Whether it can be served; of a model of this machine its loading tells."""
-    return bool(spec.located) or servable(spec)
 
 
 def _without_star(names: Names) -> Names:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from embedding_server.catalog.local import ModelFilesError, dense_files, describe, model_file
-from embedding_server.convert import WEIGHTS
-from embedding_server.convert.families import FAMILIES
+from embedding_server.catalog.description import ModelFilesError
+from embedding_server.catalog.local import LOADABLE, describe, model_file, nothing_to_load
+from embedding_server.catalog.modules import dense_files
+from embedding_server.convert import FAMILIES, INDEX, WEIGHTS
 from embedding_server.core import Kind, ModelSpec, Origin, Pooling
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from embedding_server.settings import Names
 
 _REPOSITORY = re.compile(r"[^\s/]+/[^\s/]+")
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _NEEDED = ("config.json", "tokenizer.json")
 
 
@@ -57,7 +59,8 @@ def discover(origin: Origin, hub: "Hub") -> ModelSpec:
     snapshot, repo = hub.configuration(origin), origin.repo
     if snapshot.listing is None and not hub.offline and not _is_whole(snapshot):
         snapshot = hub.configuration(origin, ask=True)
-    file = model_file(snapshot.present if hub.offline else snapshot.names, repo)
+    if not any(name in snapshot.names for name in LOADABLE):
+        raise nothing_to_load(repo)
     if missing := [name for name in _NEEDED if name not in snapshot.names]:
         raise ModelFilesError(f"{repo} has no {', '.join(missing)}")
     dense = dense_files(snapshot.directory)
@@ -66,6 +69,7 @@ def discover(origin: Origin, hub: "Hub") -> ModelSpec:
     configs = tuple(name for name in dense if name.endswith(".json"))
     directory = hub.fetch(msgspec.structs.replace(origin, files=configs)) if dense else None
     spec = describe(directory or snapshot.directory, repo)
+    file = model_file(spec, snapshot.present if hub.offline else snapshot.names, repo)
     if file is None:
         _require_family(json.loads((snapshot.directory / "config.json").read_bytes()), repo)
     found = msgspec.structs.replace(origin, files=_files(file, snapshot.names) + dense)
@@ -76,15 +80,20 @@ def discover(origin: Origin, hub: "Hub") -> ModelSpec:
 
 def _is_whole(snapshot: "Snapshot") -> bool:
     try:
-        model_file(snapshot.present, "")
-        return snapshot.present.issuperset(dense_files(snapshot.directory))
+        dense = dense_files(snapshot.directory)
     except ModelFilesError:
         return False
+    there = snapshot.present
+    return not there.isdisjoint(LOADABLE) and there.issuperset(dense)
 
 
 def _files(file: str | None, names: "Collection[str]") -> "Names":
-    """The graph, and its external data, whose names begin with the graph's."""
-    return tuple(sorted(name for name in names if name.startswith(file))) if file else (WEIGHTS,)
+    """A graph with its external data, whose names begin with the graph's, or weights."""
+    if file:
+        return tuple(sorted(name for name in names if name.startswith(file)))
+    if WEIGHTS in names:
+        return (WEIGHTS,)
+    return (INDEX, *sorted(filter(_SHARD.fullmatch, names)))
 
 
 def _require_family(config: dict[str, list[str] | None], repo: str) -> None:

@@ -13,6 +13,8 @@ import msgspec
 from embedding_server.core import FastEmbedModel, Kind, Markers, ModelSpec, Origin, Pooling
 from embedding_server.errors import StartupError
 
+_STATIC_TOKENS = 512
+"""FastEmbed's own limit for static models, whose files say none."""
 _GIGABYTE = 1_000_000_000
 
 _CLASSES: Mapping[str, tuple[Kind, Pooling, bool]] = {
@@ -101,7 +103,7 @@ def translate(listing: type[Any]) -> Iterator[ModelSpec]:
             file=model.model_file,
             pooling=pooling,
             normalize=normalize,
-            max_tokens=0,
+            max_tokens=_STATIC_TOKENS if kind is Kind.STATIC else 0,
             dimensions=getattr(model, "dim", 0) or getattr(model, "vocab_size", 0),
             description=model.description,
             license=model.license,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from embedding_server.catalog.local import ModelFilesError
+from embedding_server.catalog.description import ModelFilesError
 from embedding_server.core import Encoding, Item, Picture, Text
 from embedding_server.runtime.encoder import InputError
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 
 from embedding_server.catalog.config import Entry, Type
-from embedding_server.catalog.local import ModelFilesError, read_directory, weights_limit
-from embedding_server.convert import WEIGHTS
+from embedding_server.catalog.description import ModelFilesError
+from embedding_server.catalog.local import read_directory, weights_limit
+from embedding_server.convert import INDEX, WEIGHTS
 from embedding_server.core import Kind, ModelSpec
 from embedding_server.errors import SettingsError
 
@@ -59,7 +60,8 @@ def directory_model(entry: Entry, directory: Path) -> ModelSpec:
     if file and not (directory / file).is_file():
         raise SettingsError(f"{entry.said('file')}: there is no {directory / file}")
     try:
-        return read_directory(directory, entry.key, said=entry.overrides)
+        kind = entry.type.kinds[0] if len(entry.type.kinds) == 1 else None
+        return read_directory(directory, entry.key, said=entry.overrides, kind=kind)
     except ModelFilesError as exc:
         raise SettingsError(f"{entry.said('name')}: {exc}") from exc
 
@@ -166,7 +168,7 @@ def _refiled(spec: ModelSpec) -> ModelSpec:
 
 def _graph(file: str) -> str | None:
     """What `ModelSpec.file` says of a file."""
-    return None if file == WEIGHTS else file
+    return None if file in (WEIGHTS, INDEX) else file
 
 
 def _files(old: str | None, files: Sequence[str], new: str) -> tuple[str, ...]:

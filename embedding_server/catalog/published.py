@@ -128,9 +128,6 @@ _PROMPTS: Mapping[str, dict[str, str]] = {
 }
 """Pattern of a family's ids -> input type -> what its model card puts before such a text."""
 
-_UNSERVED = tuple(row.id for row in _ROWS if not row.file)
-"""Safetensors of families that `convert` does not know yet."""
-
 _UNFRIENDLY = (
     "*-Q",
     "*-zh-*",
@@ -162,11 +159,6 @@ def gpu_friendly(spec: ModelSpec) -> bool:
     """
     texts = (spec.id, spec.file or "")
     return not any(fnmatchcase(text, pattern) for text in texts for pattern in _UNFRIENDLY)
-
-
-def servable(spec: ModelSpec) -> bool:
-    """Whether a published model's files are of a form that this server can run."""
-    return spec.id not in _UNSERVED
 
 
 def _spec(row: _Row) -> ModelSpec:

@@ -4,7 +4,7 @@
 """
 
 from embedding_server.convert.build import convert
-from embedding_server.convert.checkpoint import WEIGHTS
+from embedding_server.convert.checkpoint import INDEX, WEIGHTS
 from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.families import FAMILIES
 from embedding_server.convert.hashes import content_hash
@@ -18,6 +18,7 @@ from embedding_server.convert.quantize import Int8
 __all__ = [
     "ACTIVATIONS",
     "FAMILIES",
+    "INDEX",
     "WEIGHTS",
     "ConvertError",
     "Int8",

@@ -11,7 +11,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from embedding_server.convert import WEIGHTS, Int8, content_hash, convert, convert_projections
+from embedding_server.convert import (
+    INDEX,
+    WEIGHTS,
+    Int8,
+    content_hash,
+    convert,
+    convert_projections,
+)
 from embedding_server.core import Item, Kind, ModelSpec, Precision, normalized
 from embedding_server.runtime.cores import sums_bytes_exactly
 from embedding_server.runtime.encoder import Encoder
@@ -87,7 +94,9 @@ class Source:
         if spec.projections:
             self._projections = convert_projections(spec.directory, spec.projections, plan.cache)
         exact = plan.precision is Precision.FP32
-        convertible = spec.kind is Kind.DENSE and (spec.directory / WEIGHTS).exists()
+        convertible = spec.kind is Kind.DENSE and any(
+            (spec.directory / name).exists() for name in (WEIGHTS, INDEX)
+        )
         self._exported = bool(spec.file) and (exact or not convertible)
         if spec.file and self._exported:
             if not exact:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding_server.catalog.local import ModelFilesError, read_directory
+from embedding_server.catalog.description import ModelFilesError
+from embedding_server.catalog.local import read_directory
 from tests.conftest import Serve
 from tests.tiny import export, write_model
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from embedding_server.catalog.local import ModelFilesError, complete, read_directory
+from embedding_server.catalog.description import ModelFilesError
+from embedding_server.catalog.local import complete, read_directory
 from embedding_server.runtime.session import SessionError, Threads
 from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.source import RunPlan, Source

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from embedding_server.catalog import Catalog, open_catalog
-from embedding_server.catalog.local import ModelFilesError, read_directory
+from embedding_server.catalog.description import ModelFilesError
+from embedding_server.catalog.local import read_directory
 from embedding_server.core import ModelSpec, Pooling, Task
 from embedding_server.errors import SettingsError, StartupError, UnsupportedModel
 from embedding_server.settings import DEMO_MODELS, Settings
@@ -83,10 +84,6 @@ def test_unusable_directories(tmp_path: Path) -> None:
     """What cannot be served is named with its file."""
     with pytest.raises(ModelFilesError, match=r"config\.json is missing"):
         read_directory(tmp_path, "m")
-    model = write_model(tmp_path / "shards")
-    (model / "model.safetensors").rename(model / "model.safetensors.index.json")
-    with pytest.raises(ModelFilesError, match="shards has its weights in shards .*not served yet"):
-        read_directory(model, "m")
     model = write_model(tmp_path / "m", pooling="max_tokens")
     with pytest.raises(ModelFilesError, match="1_Pooling/config.json: pooling"):
         read_directory(model, "m")

@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 from embedding_server.catalog import Catalog, Locator, open_catalog, open_hub
+from embedding_server.catalog.description import ModelFilesError
 from embedding_server.catalog.files import FilesError, Hub
-from embedding_server.catalog.local import ModelFilesError, complete, read_directory
+from embedding_server.catalog.local import complete, read_directory
 from embedding_server.catalog.published import published_models
 from embedding_server.core import Kind, ModelSpec, Origin, Task
 from embedding_server.errors import SettingsError
@@ -176,10 +177,12 @@ def test_only_what_no_list_has_is_looked_up(local: LocalHub, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({GRAPH: None}, "none of model.onnx, onnx/model.onnx, model.safetensors; pickled weights"),
+        (
+            {GRAPH: None},
+            "none of model.onnx, .*, model.safetensors, .*; pickled weights",
+        ),
         ({"config.json": None}, "some/body has no config.json"),
         ({"tokenizer.json": None}, "some/body has no tokenizer.json"),
-        ({GRAPH: None, f"{WEIGHTS}.index.json": b"{}"}, "weights in shards .*: not served yet"),
         ({"modules.json": b'[{"type": "some.Router"}]'}, "Router is not supported"),
         ({"config.json": b"[]"}, "its JSON files lack"),
         (

@@ -325,8 +325,8 @@ def expected() -> list[Row]:
         rows.append((name, kind, name, names, graph, pooling, dimensions, kind is DENSE, limit))
     for name, repo, kind, files, pooling, dimensions, normalize in THEIRS:
         names = files.split()
-        where = name if repo == "=" else repo
-        rows.append((name, kind, where, names, names[0], pooling, dimensions, normalize, 0))
+        where, limit = name if repo == "=" else repo, 512 if kind is STATIC else 0
+        rows.append((name, kind, where, names, names[0], pooling, dimensions, normalize, limit))
     return rows
 
 
