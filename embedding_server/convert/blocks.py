@@ -15,6 +15,9 @@ from embedding_server.convert.graph import Graph
 from embedding_server.convert.linear import Linear, bias_of, stored
 from embedding_server.convert.packing import Packing, Rotary
 
+WORDS = "embeddings.word_embeddings.weight"
+_SEGMENTS = "embeddings.token_type_embeddings.weight"
+
 
 class Net:
     """A network under construction: what every family writes with.
@@ -45,6 +48,11 @@ class Net:
         """The outputs of linear layers that share their input."""
         return self._linear(self.graph, self.weights, names, states)
 
+    def fused(self, states: str, *names: str, parts: int) -> list[str]:
+        """So many equal outputs, of as many linear layers or of one that is all of them."""
+        outputs = self.project(states, *names)
+        return outputs if len(outputs) == parts else self.graph.split(outputs[0], parts)
+
     def add(self, one: str, other: str) -> str:
         """The sum."""
         return self.graph.node("Add", one, other)
@@ -54,6 +62,19 @@ class Net:
         g = self.graph
         rows = stored(g, self.weights, name) if table is None else g.weight(name, table)
         return g.node("Gather", rows, index)
+
+    def tokens(self) -> str:
+        """Embeddings of words, and of which text of a pair each is in, if there is such a table.
+
+        Without pairs all tokens belong to segment 0, as they do where the table has but one row.
+        """
+        x = self.embed(WORDS, self.packing.ids)
+        if _SEGMENTS not in self.weights:
+            return x
+        table, segments = self.weights(_SEGMENTS), self.packing.segments
+        if segments and len(table) > 1:
+            return self.add(x, self.embed(_SEGMENTS, segments))
+        return self.add(x, self.graph.weight(_SEGMENTS, table[0]))
 
     def norm(self, name: str, states: str, epsilon: float) -> str:
         """Layer normalisation over the last axis, with or without a bias."""
@@ -73,6 +94,7 @@ class Net:
 
     def tied(self, states: str, table: str, bias: str) -> str:
         """Logits (tokens, vocabulary) by the embedding table, which the graph already holds."""
+        self.expect(tie_word_embeddings=True)
         g = self.graph
         return g.node("Gemm", states, table, g.weight(bias, self.weights(bias)), transB=1)
 
@@ -82,9 +104,11 @@ class Net:
             raise ConvertError(f"activation {name} is not one of {', '.join(_ACTIVATIONS)}")
         return _ACTIVATIONS[name](self.graph, states)
 
-    def rotary(self, name: str, theta: float, width: int, positions: int) -> Rotary:
-        """Tables for so many positions of heads that are so wide."""
-        steps = theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
+    def rotary(
+        self, name: str, theta: float, width: int, positions: int, stretch: float = 1.0
+    ) -> Rotary:
+        """Tables for so many positions, `stretch` of which turn as one, of heads that wide."""
+        steps = theta ** (-np.arange(0, width, 2, dtype=np.float64) / width) / stretch
         angles = np.arange(positions, dtype=np.float64)[:, None] * steps
         tables = {"cos": np.cos(angles), "sin": np.sin(angles)}
         cos, sin = (

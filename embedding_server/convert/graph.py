@@ -114,6 +114,10 @@ class Graph:
         """The same with so many outputs."""
         return self._append(op, inputs, _CONTRIB, attributes, outputs)
 
+    def split(self, value: str, parts: int) -> list[str]:
+        """So many equal parts along the last axis."""
+        return list(self._append("Split", (value,), "", {"axis": -1, "num_outputs": parts}, parts))
+
     def choose(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
         """The value of `then` where the boolean scalar `condition` holds, else of `otherwise`.
 

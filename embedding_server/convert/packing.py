@@ -54,6 +54,12 @@ class Rotary(msgspec.Struct, frozen=True):
     width: int
 
 
+def distances(g: Graph, queries: str, keys: str) -> str:
+    """How far positions (q,) and (k,) are apart: int64, (q, k)."""
+    rows = g.node("Unsqueeze", queries, g.constant([1]))
+    return g.node("Abs", g.node("Sub", rows, g.node("Unsqueeze", keys, g.constant([0]))))
+
+
 class Packing:
     """A batch in a graph, computed once from the lengths of its texts.
 
