@@ -14,7 +14,8 @@ _LENGTHS = (1, 7, 23, 40, 64, 2)
 def weight(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Random numbers that depend on a tensor's name alone; scales of norms are near 1."""
     random = np.random.default_rng(zlib.crc32(name.encode()))
-    near = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
+    norm = "norm" in name.lower() or "_ln." in name
+    near = 1.0 if norm and name.endswith("weight") else 0.0
     return random.normal(near, 0.2, shape).astype(np.float32)
 
 

@@ -3,7 +3,7 @@
 import msgspec
 
 from embedding_server.convert.blocks import Encoder, Head
-from embedding_server.convert.families import bert, qwen3
+from embedding_server.convert.families import bert, gte, jina_bert, modernbert, nomic_bert, qwen3
 
 
 class Family(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +28,34 @@ _BERT = Family(
     words=bert.words,
     segments=True,
 )
+_MODERN = Family(
+    encoder=modernbert.encoder,
+    prefix="model.",
+    classifier=modernbert.classifier,
+    words=modernbert.words,
+)
+_NOMIC = Family(
+    encoder=nomic_bert.encoder,
+    prefix="nomic_bert.",
+    classifier=bert.classifier,
+    words=nomic_bert.words,
+    segments=True,
+)
+_GTE = Family(
+    encoder=gte.encoder,
+    prefix="gte.",
+    classifier=bert.classifier,
+    words=gte.words,
+    segments=True,
+)
+_GTE_NEW = msgspec.structs.replace(_GTE, prefix="new.")
+_JINA = Family(
+    encoder=jina_bert.encoder,
+    prefix="bert.",
+    classifier=bert.classifier,
+    words=bert.words,
+    segments=True,
+)
 _QWEN = Family(encoder=qwen3.encoder, prefix="model.", classifier=qwen3.classifier)
 _QWEN_ASKED = Family(encoder=qwen3.encoder, prefix="model.", classifier=qwen3.judge)
 
@@ -35,6 +63,21 @@ FAMILIES: dict[str, Family] = {
     "BertModel": _BERT,
     "BertForMaskedLM": _BERT,
     "BertForSequenceClassification": _BERT,
+    "ModernBertModel": _MODERN,
+    "ModernBertForMaskedLM": _MODERN,
+    "ModernBertForSequenceClassification": _MODERN,
+    "NomicBertModel": _NOMIC,
+    "NomicBertForMaskedLM": _NOMIC,
+    "NomicBertForSequenceClassification": _NOMIC,
+    "GteModel": _GTE,
+    "GteForMaskedLM": _GTE,
+    "GteForSequenceClassification": _GTE,
+    "NewModel": _GTE_NEW,
+    "NewForMaskedLM": _GTE_NEW,
+    "NewForSequenceClassification": _GTE_NEW,
+    "JinaBertModel": _JINA,
+    "JinaBertForMaskedLM": _JINA,
+    "JinaBertForSequenceClassification": _JINA,
     "Qwen2Model": _QWEN,
     "Qwen2ForCausalLM": _QWEN_ASKED,
     "Qwen2ForSequenceClassification": _QWEN,
