@@ -173,7 +173,10 @@ class Catalog:
             spec = directory_model(entry, entry.directory)
         else:
             directory = entry.directory.resolve()
-            spec = here.get(directory) or directory_model(entry, entry.directory)
+            found = here.get(directory)
+            # Of another kind, it may be what its files do not tell.
+            known = found if found and found.kind in entry.type.kinds else None
+            spec = known or directory_model(entry, entry.directory)
             here[directory] = spec
         check_type(entry, spec)
         _check_served(spec, entry.name, task, said)
