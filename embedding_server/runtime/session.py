@@ -29,7 +29,7 @@ _NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory", "BFCAre
 """What ONNX Runtime's errors say where memory ran out."""
 _FATAL_ONLY = 4
 """Errors are raised, and logged by whoever they reach; a run that was stopped is none."""
-_WIDE_BELOW_BYTES, _PACKED_BELOW_BYTES = 512 << 20, 4 << 30
+_WIDE_BELOW_BYTES, _PACKED_BELOW_BYTES = 512 << 20, 1 << 30
 """Up to the first size a wide session has a copy of the weights, up to the second a narrow one."""
 
 
