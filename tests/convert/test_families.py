@@ -12,11 +12,13 @@ from safetensors.numpy import save_file
 
 from embedding_server.convert import packing
 from embedding_server.convert.build import convert
+from embedding_server.convert.errors import ConvertError
 from embedding_server.core import SEGMENT, Ids, Kind, ModelSpec, Pooling
 from embedding_server.runtime.layout import Packed, Value
 from tests.goldens.weights import NO, YES, pairs, texts, weight
 
-GOLDENS = sorted((Path(__file__).parents[1] / "goldens" / "families").glob("*.npz"))
+FAMILIES = Path(__file__).parents[1] / "goldens" / "families"
+GOLDENS = sorted(FAMILIES.glob("*.npz"))
 SEGMENTS = Value("token_type_ids", "tensor(int64)", ["tokens"])
 KINDS = {"scores": Kind.CROSS, "asked": Kind.CROSS, "labels": Kind.CROSS, "words": Kind.SPARSE}
 
@@ -102,3 +104,22 @@ def alone_of(golden: Golden, index: int) -> Any:
     lengths = [len(text) for text in texts()]
     start = sum(lengths[:index])
     return golden.values[start : start + lengths[index]]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("bert", "is_decoder", True),
+        ("electra", "position_embedding_type", "relative_key"),
+        ("roberta", "position_embedding_type", "relative_key_query"),
+        ("roberta-words", "tie_word_embeddings", False),
+        ("mpnet", "relative_attention_num_buckets", 64),
+        ("mpnet", "pad_token_id", 0),
+    ],
+)
+def test_not_built(name: str, key: str, value: Any, tmp_path: Path) -> None:
+    """What config.json asks for and is not built is refused by its name and value."""
+    golden = Golden(FAMILIES / f"{name}.npz")
+    golden.config[key] = value
+    with pytest.raises(ConvertError, match=f"{key}={value!r}"):
+        golden.convert(tmp_path)

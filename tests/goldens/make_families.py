@@ -51,6 +51,16 @@ JINA = BERT | {
     "position_embedding_type": "alibi",
     "feed_forward_type": "geglu",
 }
+ROBERTA = BERT | {"max_position_embeddings": 66, "pad_token_id": 1, "type_vocab_size": 1}
+MPNET = SIZES | {"num_hidden_layers": 2, "max_position_embeddings": 66, "pad_token_id": 1}
+ELECTRA = BERT | {"embedding_size": 16}
+DISTILBERT = {
+    "dim": 32,
+    "hidden_dim": 48,
+    "n_heads": 4,
+    "n_layers": 2,
+    "max_position_embeddings": 64,
+}
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertModel", BERT),
@@ -72,6 +82,24 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gte-scores": ("GteForSequenceClassification", GTE | {"num_labels": 1}),
     "gte-labels": ("GteForSequenceClassification", BERT | {"num_labels": 3}),
     "gte-words": ("GteForMaskedLM", GTE),
+    "roberta": ("RobertaModel", ROBERTA),
+    "roberta-scores": ("RobertaForSequenceClassification", ROBERTA | {"num_labels": 1}),
+    "roberta-labels": ("RobertaForSequenceClassification", ROBERTA | {"num_labels": 3}),
+    "roberta-words": ("RobertaForMaskedLM", ROBERTA),
+    "xlm-roberta-scores": ("XLMRobertaForSequenceClassification", ROBERTA | {"num_labels": 1}),
+    "camembert-words": ("CamembertForMaskedLM", ROBERTA),
+    "mpnet": ("MPNetModel", MPNET),
+    "mpnet-scores": ("MPNetForSequenceClassification", MPNET | {"num_labels": 1}),
+    "mpnet-labels": ("MPNetForSequenceClassification", MPNET | {"num_labels": 3}),
+    "mpnet-words": ("MPNetForMaskedLM", MPNET),
+    "electra": ("ElectraModel", ELECTRA),
+    "electra-scores": ("ElectraForSequenceClassification", ELECTRA | {"num_labels": 1}),
+    "electra-labels": ("ElectraForSequenceClassification", ELECTRA | {"num_labels": 3}),
+    "electra-words": ("ElectraForMaskedLM", ELECTRA),
+    "distilbert": ("DistilBertModel", DISTILBERT),
+    "distilbert-scores": ("DistilBertForSequenceClassification", DISTILBERT | {"num_labels": 1}),
+    "distilbert-labels": ("DistilBertForSequenceClassification", DISTILBERT | {"num_labels": 3}),
+    "distilbert-words": ("DistilBertForMaskedLM", DISTILBERT),
     "qwen3": ("Qwen3Model", QWEN | {"head_dim": 16}),
     "qwen3-scores": ("Qwen3ForSequenceClassification", QWEN | {"head_dim": 16, "num_labels": 1}),
     "qwen3-asked": ("Qwen3ForCausalLM", QWEN | {"head_dim": 16}),
@@ -206,7 +234,7 @@ def _jina(name: str) -> tuple[Run, dict[str, Any], dict[str, Any]]:
 
 def _model(architecture: str, settings: dict[str, Any]) -> Any:
     cls = getattr(transformers, architecture)
-    config = cls.config_class(vocab_size=VOCABULARY, pad_token_id=0, **settings)
+    config = cls.config_class(**{"vocab_size": VOCABULARY, "pad_token_id": 0} | settings)
     config.architectures = [architecture]
     return cls._from_config(config, attn_implementation="eager").eval()
 

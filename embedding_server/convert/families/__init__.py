@@ -3,7 +3,18 @@
 import msgspec
 
 from embedding_server.convert.blocks import Encoder, Head
-from embedding_server.convert.families import bert, gte, jina_bert, modernbert, nomic_bert, qwen3
+from embedding_server.convert.families import (
+    bert,
+    distilbert,
+    electra,
+    gte,
+    jina_bert,
+    modernbert,
+    mpnet,
+    nomic_bert,
+    qwen3,
+    roberta,
+)
 
 
 class Family(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +67,31 @@ _JINA = Family(
     words=bert.words,
     segments=True,
 )
+_ROBERTA = Family(
+    encoder=roberta.encoder,
+    prefix="roberta.",
+    classifier=roberta.classifier,
+    words=roberta.words,
+)
+_ELECTRA = Family(
+    encoder=electra.encoder,
+    prefix="electra.",
+    classifier=electra.classifier,
+    words=electra.words,
+    segments=True,
+)
+_DISTILBERT = Family(
+    encoder=distilbert.encoder,
+    prefix="distilbert.",
+    classifier=distilbert.classifier,
+    words=distilbert.words,
+)
+_MPNET = Family(
+    encoder=mpnet.encoder,
+    prefix="mpnet.",
+    classifier=roberta.classifier,
+    words=roberta.words,
+)
 _QWEN = Family(encoder=qwen3.encoder, prefix="model.", classifier=qwen3.classifier)
 _QWEN_ASKED = Family(encoder=qwen3.encoder, prefix="model.", classifier=qwen3.judge)
 
@@ -78,6 +114,24 @@ FAMILIES: dict[str, Family] = {
     "JinaBertModel": _JINA,
     "JinaBertForMaskedLM": _JINA,
     "JinaBertForSequenceClassification": _JINA,
+    "RobertaModel": _ROBERTA,
+    "RobertaForMaskedLM": _ROBERTA,
+    "RobertaForSequenceClassification": _ROBERTA,
+    "XLMRobertaModel": _ROBERTA,
+    "XLMRobertaForMaskedLM": _ROBERTA,
+    "XLMRobertaForSequenceClassification": _ROBERTA,
+    "CamembertModel": _ROBERTA,
+    "CamembertForMaskedLM": _ROBERTA,
+    "CamembertForSequenceClassification": _ROBERTA,
+    "ElectraModel": _ELECTRA,
+    "ElectraForMaskedLM": _ELECTRA,
+    "ElectraForSequenceClassification": _ELECTRA,
+    "DistilBertModel": _DISTILBERT,
+    "DistilBertForMaskedLM": _DISTILBERT,
+    "DistilBertForSequenceClassification": _DISTILBERT,
+    "MPNetModel": _MPNET,
+    "MPNetForMaskedLM": _MPNET,
+    "MPNetForSequenceClassification": _MPNET,
     "Qwen2Model": _QWEN,
     "Qwen2ForCausalLM": _QWEN_ASKED,
     "Qwen2ForSequenceClassification": _QWEN,

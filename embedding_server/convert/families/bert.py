@@ -1,38 +1,75 @@
 """BERT (Devlin et al. 2018): learned positions, post-layer-norm."""
 
+import msgspec
+
 from embedding_server.convert.blocks import Net
+from embedding_server.convert.packing import Bias
+
+WORDS = "embeddings.word_embeddings.weight"
+POSITIONS = "embeddings.position_embeddings.weight"
+_SEGMENTS = "embeddings.token_type_embeddings.weight"
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer that normalises behind each block, and what its tensors are called below its name."""
+
+    heads: int
+    epsilon: float
+    activation: str
+    bias: Bias | None = None
+    projections: tuple[str, ...] = tuple(f"attention.self.{a}" for a in ("query", "key", "value"))
+    attended: str = "attention.output.dense"
+    attended_norm: str = "attention.output.LayerNorm"
+    wide: str = "intermediate.dense"
+    narrow: str = "output.dense"
+    norm: str = "output.LayerNorm"
+
+    def __call__(self, net: Net, name: str, x: str) -> str:
+        """States after the layer of that name."""
+        query, key, value = net.project(x, *(f"{name}.{part}" for part in self.projections))
+        attended = net.packing.attention(query, key, value, self.heads, self.bias)
+        (dense,) = net.project(attended, f"{name}.{self.attended}")
+        x = net.norm(f"{name}.{self.attended_norm}", net.add(dense, x), self.epsilon)
+        (wide,) = net.project(x, f"{name}.{self.wide}")
+        (dense,) = net.project(net.activate(self.activation, wide), f"{name}.{self.narrow}")
+        return net.norm(f"{name}.{self.norm}", net.add(dense, x), self.epsilon)
 
 
 def encoder(net: Net) -> str:
-    """Token states; without pairs all tokens belong to segment 0, which joins the positions."""
-    config, weights = net.config, net.weights
+    """Token states."""
+    return layers(net, embedded(net))
+
+
+def embedded(net: Net, first: int = 0) -> str:
+    """Words, positions that begin at `first`, and segments.
+
+    Without pairs all tokens belong to segment 0, which joins the positions.
+    """
     net.expect(position_embedding_type="absolute")
-    epsilon, heads = config["layer_norm_eps"], config["num_attention_heads"]
-    table = weights("embeddings.position_embeddings.weight")
-    kinds = "embeddings.token_type_embeddings.weight"
-    if not net.packing.segments:
-        table = table + weights(kinds)[0]
+    weights, segments = net.weights, net.packing.segments
+    table = weights(POSITIONS)[first:]
+    if not segments:
+        table = table + weights(_SEGMENTS)[0]
     x = net.add(
-        net.embed("embeddings.word_embeddings.weight", net.packing.ids),
-        net.embed("embeddings.position_embeddings.weight", net.packing.positions, table),
+        net.embed(WORDS, net.packing.ids), net.embed(POSITIONS, net.packing.positions, table)
     )
-    if net.packing.segments:
-        x = net.add(x, net.embed(kinds, net.packing.segments))
-    x = net.norm("embeddings.LayerNorm", x, epsilon)
+    if segments:
+        x = net.add(x, net.embed(_SEGMENTS, segments))
+    return net.norm("embeddings.LayerNorm", x, net.config["layer_norm_eps"])
+
+
+def layers(net: Net, x: str) -> str:
+    """States after all layers."""
+    net.expect(is_decoder=False)
+    config = net.config
+    layer = Layer(
+        heads=config["num_attention_heads"],
+        epsilon=config["layer_norm_eps"],
+        activation=config["hidden_act"],
+    )
     for index in range(config["num_hidden_layers"]):
-        x = _layer(net, f"encoder.layer.{index}", x, heads, epsilon)
+        x = layer(net, f"encoder.layer.{index}", x)
     return x
-
-
-def _layer(net: Net, layer: str, x: str, heads: int, epsilon: float) -> str:
-    inner = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
-    query, key, value = net.project(x, *inner)
-    attended = net.packing.attention(query, key, value, heads)
-    (dense,) = net.project(attended, f"{layer}.attention.output.dense")
-    x = net.norm(f"{layer}.attention.output.LayerNorm", net.add(dense, x), epsilon)
-    (wide,) = net.project(x, f"{layer}.intermediate.dense")
-    (dense,) = net.project(net.activate(net.config["hidden_act"], wide), f"{layer}.output.dense")
-    return net.norm(f"{layer}.output.LayerNorm", net.add(dense, x), epsilon)
 
 
 def classifier(net: Net, states: str) -> str:
@@ -48,4 +85,4 @@ def words(net: Net, states: str) -> str:
     (changed,) = net.project(states, f"{prefix}.dense")
     changed = net.activate(net.config["hidden_act"], changed)
     changed = net.norm(f"{prefix}.LayerNorm", changed, net.config["layer_norm_eps"])
-    return net.tied(changed, "embeddings.word_embeddings.weight", "cls.predictions.bias")
+    return net.tied(changed, WORDS, "cls.predictions.bias")
