@@ -83,9 +83,11 @@ class Task(StrEnum):
 
 
 class Precision(StrEnum):
-    """What a model computes in."""
+    """What a model computes in; on a CPU half precision is that of the weights alone."""
 
     FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
 
 

@@ -151,9 +151,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     precision: Annotated[
-        Literal["auto", "fp32", "int8"],
-        _field("what models compute in; `int8` is faster and less exact; auto = fp32"),
+        Literal["auto", "fp32", "fp16", "bf16", "int8"],
+        _field(
+            "what models compute in; `int8` is faster and less exact; `fp16` and `bf16` are what"
+            " weights are rounded to; auto = fp32"
+        ),
     ] = "auto"
+    qwen3_dtype: Annotated[
+        Literal["fp32", "fp16", "bf16", "int8"],
+        _field("what auto means for safetensors of Qwen3", "QWEN3_DTYPE"),
+    ] = "bf16"
     reproducible: Annotated[
         bool, _field("every text runs alone: no bit of its vector depends on other texts")
     ] = False

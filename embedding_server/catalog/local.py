@@ -212,5 +212,6 @@ def weights_limit(directory: Path) -> int:
 def _positions(config: dict[str, Any]) -> int:
     found = next((int(config[key]) for key in _POSITIONS if config.get(key)), 0)
     if config.get("model_type") in _OFFSET_POSITIONS:
-        found -= 1 + (config.get("pad_token_id") or 0)
+        pad = config.get("pad_token_id")
+        found -= 2 if pad is None else 1 + pad
     return found

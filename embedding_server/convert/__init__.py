@@ -3,8 +3,8 @@
 `convert_projections` builds that of what follows the pooling.
 """
 
-from embedding_server.convert.build import convert
-from embedding_server.convert.checkpoint import INDEX, WEIGHTS
+from embedding_server.convert.build import convert, model_type
+from embedding_server.convert.checkpoint import INDEX, WEIGHTS, stored_precision
 from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.families import FAMILIES
 from embedding_server.convert.hashes import content_hash
@@ -25,5 +25,7 @@ __all__ = [
     "content_hash",
     "convert",
     "convert_projections",
+    "model_type",
     "require_weights",
+    "stored_precision",
 ]

@@ -23,7 +23,7 @@ from embedding_server.convert.linear import Linear, Watched, in_fp32, in_int8
 from embedding_server.convert.links import place
 from embedding_server.convert.packing import Packing
 from embedding_server.convert.quantize import Int8, choose
-from embedding_server.core import Kind, ModelSpec, Pooling
+from embedding_server.core import Kind, ModelSpec, Pooling, Precision
 
 VERSION = 5
 """Part of the cache key: raise it whenever the same input would give another graph."""
@@ -34,7 +34,13 @@ _READABLE = 0o755
 log = structlog.get_logger()
 
 
-def convert(spec: ModelSpec, cache: Path, *, int8: Int8 | None = None) -> Path:
+def convert(
+    spec: ModelSpec,
+    cache: Path,
+    *,
+    rounded: Precision = Precision.FP32,
+    int8: Int8 | None = None,
+) -> Path:
     """The ONNX graph of a model with safetensors, built on first use.
 
     The graph takes `input_ids` (tokens,) and `lengths` (texts,), int64: the tokens of all texts
@@ -45,6 +51,7 @@ def convert(spec: ModelSpec, cache: Path, *, int8: Int8 | None = None) -> Path:
     Args:
         spec: the model; its directory holds `config.json` and the weights.
         cache: the graph is kept in `<cache>/graphs/<content hash>/`.
+        rounded: the precision that weights are rounded to.
         int8: compute linear layers in 8 bits.
 
     Returns:
@@ -62,13 +69,14 @@ def convert(spec: ModelSpec, cache: Path, *, int8: Int8 | None = None) -> Path:
             " model again"
         )
     config = _read_config(spec.directory / "config.json")
-    words = [str(VERSION), *digests, spec.kind, spec.pooling, json.dumps(config, sort_keys=True)]
+    words = [str(VERSION), *digests, spec.kind, spec.pooling, rounded]
+    words.append(json.dumps(config, sort_keys=True))
     if int8:
         words.append(f"int8 {int8.key} {int8.limit} {int8.fp32_share}")
 
     def build(out: Path) -> None:
         linear = _quantized(spec, config, int8, out) if int8 else in_fp32
-        _build(spec, config, linear, out)
+        _build(spec, config, linear, out, rounded)
 
     return cached(cache, " ".join(words), build, files)
 
@@ -107,14 +115,20 @@ def _quantized(spec: ModelSpec, config: dict[str, Any], int8: Int8, out: Path) -
         return in_int8(choose(weights, watched.groups, int8, samples), int8.limit)
 
 
-def _build(spec: ModelSpec, config: dict[str, Any], linear: Linear, out: Path) -> None:
+def _build(
+    spec: ModelSpec,
+    config: dict[str, Any],
+    linear: Linear,
+    out: Path,
+    rounded: Precision = Precision.FP32,
+) -> None:
     family, started = _family(config), time.monotonic()
     # Beside the graph: a protobuf message holds 2 GiB at most, and writing one stops all threads.
     external = out / f"{MODEL_FILE}_data"
     pairs = spec.kind is Kind.CROSS and family.segments
     with (
         Graph(config["architectures"][0], external) as graph,
-        Checkpoint(spec.directory, family.prefix) as weights,
+        Checkpoint(spec.directory, family.prefix, rounded) as weights,
     ):
         ids, lengths = graph.input("input_ids", "tokens"), graph.input("lengths", "texts")
         segments = graph.input("token_type_ids", "tokens") if pairs else None
@@ -160,6 +174,11 @@ _RESULTS: Mapping[Kind, Callable[[Net, Family, str, Pooling], str]] = {
     Kind.SPARSE: _word_weights,
 }
 """Kind of model -> what its graph gives."""
+
+
+def model_type(directory: Path) -> str:
+    """What config.json calls the model's type; empty where it does not say."""
+    return str(_read_config(directory / "config.json").get("model_type", ""))
 
 
 def _family(config: dict[str, Any]) -> Family:

@@ -4,12 +4,13 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-import ml_dtypes  # noqa: F401 - with it numpy, and so safetensors, knows bfloat16
+import ml_dtypes  # with it numpy, and so safetensors, knows bfloat16
 import numpy as np
 import structlog
 from numpy.typing import NDArray
@@ -17,7 +18,14 @@ from safetensors import SafetensorError, safe_open
 
 from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.graph import Place
+from embedding_server.core import Precision
 
+_HALVES: Mapping[Precision, Any] = {
+    Precision.FP16: np.float16,
+    Precision.BF16: ml_dtypes.bfloat16,
+}
+_STORED = {"F16": Precision.FP16, "BF16": Precision.BF16, "F32": Precision.FP32}
+_OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _LARGE_BYTES = 1 << 16
 """Smaller tensors are copied: a page of memory per tensor is dearer."""
 _PART_NUMBERS = 1 << 25
@@ -34,14 +42,18 @@ class Checkpoint:
     Args:
         directory: holds `model.safetensors`, or its index and shards.
         prefix: what names may begin with, such as `bert.` where a model has a task's head.
+        rounded: numbers are rounded to this precision; float32 keeps what they are.
 
     Raises:
         ConvertError: a file is missing or damaged.
     """
 
-    def __init__(self, directory: Path, prefix: str = "") -> None:
+    def __init__(
+        self, directory: Path, prefix: str = "", rounded: Precision = Precision.FP32
+    ) -> None:
         self._files = weight_files(directory)
         self._prefix = prefix
+        self._rounded = _HALVES.get(rounded)
         self._stack = contextlib.ExitStack()
         self._tensors: dict[str, _Tensor] = {}
         self._total = sum(path.stat().st_size for path in self._files)
@@ -57,8 +69,9 @@ class Checkpoint:
                     place = Place(
                         borrowed_name(index), start + first, last - first, header[name]["shape"]
                     )
-                    as_it_is = header[name]["dtype"] == "F32" and place.length >= _LARGE_BYTES
-                    self._tensors[name.removeprefix(self._prefix)] = _Tensor(
+                    exact = header[name]["dtype"] == "F32" and not self._rounded
+                    as_it_is = exact and place.length >= _LARGE_BYTES
+                    self._tensors[self._called(name)] = _Tensor(
                         file, name, header[name]["shape"], place if as_it_is else None
                     )
         return self
@@ -103,7 +116,16 @@ class Checkpoint:
         if time.monotonic() - self._shown > _PROGRESS_SECONDS:
             self._shown = time.monotonic()
             log.info("graph.building", percent=round(100 * self._done / self._total))
+        if self._rounded:
+            tensor = tensor.astype(self._rounded)
         return tensor.astype(np.float32, copy=False)
+
+    def _called(self, name: str) -> str:
+        """A tensor's name as families know it; old checkpoints came from TensorFlow."""
+        name = name.removeprefix(self._prefix)
+        for old, new in _OLD_NAMES.items():
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        return name
 
     def place(self, name: str) -> Place | None:
         """Where a large float32 tensor lies as it is; None for all others."""
@@ -149,6 +171,23 @@ def weight_files(directory: Path) -> list[Path]:
     return files
 
 
+def stored_precision(directory: Path) -> Precision | None:
+    """What most of a model's numbers are stored in; None where that is none of ours.
+
+    Raises:
+        ConvertError: the weights cannot be read.
+    """
+    sizes: Counter[str] = Counter()
+    files = weight_files(directory)
+    with _explained(files):
+        for path in files:
+            for name, entry in _header(path)[0].items():
+                if name != "__metadata__":
+                    first, last = entry["data_offsets"]
+                    sizes[entry["dtype"]] += last - first
+    return _STORED.get(sizes.most_common(1)[0][0]) if sizes else None
+
+
 def _header(path: Path) -> tuple[dict[str, Any], int]:
     """Name -> type, shape and place of each tensor, and where the first one begins.
 
@@ -163,5 +202,5 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 def _explained(files: list[Path]) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, OSError) as exc:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as exc:
         raise ConvertError(f"{files[0].name}: {exc}") from exc

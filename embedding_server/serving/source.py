@@ -18,6 +18,8 @@ from embedding_server.convert import (
     content_hash,
     convert,
     convert_projections,
+    model_type,
+    stored_precision,
 )
 from embedding_server.core import Item, Kind, ModelSpec, Precision, normalized
 from embedding_server.runtime.cores import sums_bytes_exactly
@@ -51,11 +53,13 @@ _REFERENCES = 1
 class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How models are to run, as the settings say.
 
-    `threads_per_run` 0 and `warmup` (seconds) leave that to measurement.
+    `precision` None is fp32, and `qwen3` for safetensors of that family. `threads_per_run` 0 and
+    `warmup` (seconds) leave that to measurement.
     """
 
     cache: Path
-    precision: Precision = Precision.FP32
+    precision: Precision | None = None
+    qwen3: Precision = Precision.BF16
     reproducible: bool = False
     threads_per_run: int = 0
     warmup: float = 0.0
@@ -67,7 +71,8 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
         auto = settings.precision == "auto"
         return cls(
             cache=settings.cache_dir,
-            precision=Precision.FP32 if auto else Precision(settings.precision),
+            precision=None if auto else Precision(settings.precision),
+            qwen3=Precision(settings.qwen3_dtype),
             reproducible=settings.reproducible,
             threads_per_run=settings.threads_per_run,
             warmup=settings.warmup_ms / 1000,
@@ -83,17 +88,16 @@ class Source:
     """
 
     def __init__(self, spec: ModelSpec, plan: RunPlan, cores: int) -> None:
-        self._spec = spec
-        if spec.precision:
-            plan = msgspec.structs.replace(plan, precision=spec.precision)
-        self._plan = plan
+        self._spec, self._plan = spec, plan
+        self.precision = _precision(spec, plan)
+        """What its sessions compute in."""
         self._cores = cores
         self.encoder = encoder_of(spec, plan.max_image_pixels)
         self._layout: LayoutOf
         self._projections = None
         if spec.projections:
             self._projections = convert_projections(spec.directory, spec.projections, plan.cache)
-        exact = plan.precision is Precision.FP32
+        exact = self.precision is Precision.FP32
         convertible = spec.kind is Kind.DENSE and any(
             (spec.directory / name).exists() for name in (WEIGHTS, INDEX)
         )
@@ -101,23 +105,19 @@ class Source:
         if spec.file and self._exported:
             if not exact:
                 raise SessionError(
-                    f"{plan.precision} needs {WEIGHTS}, {spec.id} is an exported graph: change"
+                    f"{self.precision} needs {WEIGHTS}, {spec.id} is an exported graph: change"
                     " INFERENCE_PRECISION, or its precision in INFERENCE_MODEL_CONFIG"
                 )
             self._graph = spec.directory / spec.file
             self._layout = layout_of(spec, self.encoder)
             return
         self._layout = partial(Packed, pooling=spec.pooling)
-        self._graph = convert(
-            spec,
-            plan.cache,
-            int8=int8_graphs(self.encoder) if plan.precision is Precision.INT8 else None,
-        )
-
-    @property
-    def precision(self) -> Precision:
-        """What its sessions compute in."""
-        return self._plan.precision
+        if self.precision is not Precision.INT8:
+            self._graph = convert(spec, plan.cache, rounded=self.precision)
+            return
+        if spec.kind is Kind.CROSS:
+            raise SessionError(f"int8 is not for cross-encoders: give {spec.id} another precision")
+        self._graph = convert(spec, plan.cache, int8=int8_graphs(self.encoder))
 
     @property
     def fixed_threads(self) -> Threads | None:
@@ -146,7 +146,7 @@ class Source:
                 threads,
                 layout=self._layout,
                 projections=self._projections,
-                precision=self._plan.precision,
+                precision=self.precision,
                 reproducible=self._plan.reproducible,
             )
         except SessionError:
@@ -184,7 +184,7 @@ class Source:
     @property
     def reference_path(self) -> Path | None:
         """Where fp32's vectors of the probes are kept; None for models over 2 GB."""
-        if self._plan.precision is not Precision.FP32:
+        if self.precision is not Precision.FP32:
             return self._in_fp32().reference_path
         if sum(path.stat().st_size for path in self._files()) > _LARGEST_COMPARED:
             return None
@@ -236,7 +236,7 @@ class Source:
         for name in _DECIDING:
             if (path := self._spec.directory / name).exists():
                 digest.update(path.read_bytes())
-        if self._spec.file or self._plan.precision is Precision.INT8:
+        if self._spec.file or self.precision is Precision.INT8:
             for path in self._files():
                 digest.update(content_hash(path, self._plan.cache).encode())
         words = (
@@ -256,13 +256,24 @@ class Source:
                 partial(self.open, wide=False), tried, self._cores, limit, seconds=half, quiet=quiet
             )
         session = self.open(way.threads, wide=False)
-        judged = half and self._plan.precision is not Precision.FP32
+        judged = half and self.precision is not Precision.FP32
         return Profile(
             cost=profiles.measure(session, limit, half, self._cores, quiet),
             way=way,
             seconds=2 * half,
             quality=self.quality() if judged else None,
         )
+
+
+def _precision(spec: ModelSpec, plan: RunPlan) -> Precision:
+    """What a model computes in; rounding weights to what they are is computing in fp32."""
+    precision = spec.precision or plan.precision
+    if spec.file and not precision:
+        return Precision.FP32
+    if not precision:
+        precision = plan.qwen3 if model_type(spec.directory) == "qwen3" else Precision.FP32
+    as_stored = not spec.file and stored_precision(spec.directory) is precision
+    return Precision.FP32 if as_stored else precision
 
 
 def int8_graphs(encoder: Encoder, fp32_share: float = 1 / 12) -> Int8:

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from embedding_server.convert import packing
 from embedding_server.convert.build import convert
 from embedding_server.convert.errors import ConvertError
-from embedding_server.core import SEGMENT, Ids, Kind, ModelSpec, Pooling
+from embedding_server.core import SEGMENT, Ids, Kind, ModelSpec, Pooling, Precision
 from embedding_server.runtime.layout import Packed, Value
 from tests.goldens.weights import NO, YES, pairs, texts, weight
 
@@ -42,18 +42,18 @@ class Golden:
         vocabulary = {"model": {"vocab": {"yes": YES, "no": NO}}}
         (directory / "tokenizer.json").write_text(json.dumps(vocabulary))
 
-    def convert(self, directory: Path, pooling: Pooling = Pooling.MEAN) -> Path:
+    def convert(self, directory: Path, rounded: Precision = Precision.FP32) -> Path:
         """Its graph."""
         self.write(directory / "model")
         spec = ModelSpec(
             id="m",
             kind=self.kind,
             located=directory / "model",
-            pooling=Pooling.SPLADE if self.kind is Kind.SPARSE else pooling,
+            pooling=Pooling.SPLADE if self.kind is Kind.SPARSE else Pooling.MEAN,
             max_tokens=64,
             dimensions=0,
         )
-        return convert(spec, directory / "cache")
+        return convert(spec, directory / "cache", rounded=rounded)
 
     def close(self, values: Any, expected: Any) -> bool:
         """Whether numbers agree, for their size."""

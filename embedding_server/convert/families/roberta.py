@@ -6,7 +6,8 @@ from embedding_server.convert.families import bert
 
 def encoder(net: Net) -> str:
     """Token states; no text tells the parts of a pair apart."""
-    return bert.layers(net, bert.embedded(net, net.config.get("pad_token_id", 1) + 1))
+    pad = net.config.get("pad_token_id")
+    return bert.layers(net, bert.embedded(net, 2 if pad is None else pad + 1))
 
 
 def classifier(net: Net, states: str) -> str:
