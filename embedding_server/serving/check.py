@@ -8,12 +8,21 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_server.core import SPARSE, Item, Kind, ModelSpec, Vector, normalized, values
+from embedding_server.core import (
+    SPARSE,
+    Item,
+    Kind,
+    ModelSpec,
+    Precision,
+    Vector,
+    normalized,
+    values,
+)
 from embedding_server.runtime.session import Session
 
 _TOLERANCE = 1e-4
 """Between a vector alone and among others, for length 1; measured: under 1e-6."""
-_LEAST_COSINE, _SCORES_OFF = 0.999, 1e-3
+_LEAST_COSINE, _SCORES_OFF, _SCORES_OFF_IN_HALVES = 0.999, 1e-3, 5e-2
 """Against fp32; scores relative to their size, if that is above 1."""
 _MAY_BE_ZERO = (Kind.CROSS, Kind.STATIC, Kind.SPARSE)
 """Kinds for which a text may hold nothing."""
@@ -53,8 +62,13 @@ def run_apart(session: Session, items: Sequence[Item]) -> list[Vector]:
     return [vector for item in items for vector in session.run([item])]
 
 
-def compare(kind: Kind, vectors: Sequence[Vector], expected: Sequence[Vector]) -> None:
-    """Compare vectors with those of fp32, of the same inputs.
+def compare(
+    kind: Kind,
+    vectors: Sequence[Vector],
+    expected: Sequence[Vector],
+    precision: Precision = Precision.FP32,
+) -> None:
+    """Compare vectors of a precision with those of fp32, of the same inputs.
 
     Raises:
         CheckError: the least cosine, of late interaction that of any token, is too small, or a
@@ -62,9 +76,10 @@ def compare(kind: Kind, vectors: Sequence[Vector], expected: Sequence[Vector]) -
     """
     pairs = [_aligned(*pair) for pair in zip(vectors, expected, strict=True)]
     if kind is Kind.CROSS:
+        most = _SCORES_OFF if precision is Precision.FP32 else _SCORES_OFF_IN_HALVES
         off = np.max([np.abs(a - b) / np.maximum(1.0, np.abs(b)) for a, b in pairs])
-        if not off <= _SCORES_OFF:
-            raise CheckError(f"a score differs by {off:.1e} from fp32's, more than {_SCORES_OFF}")
+        if not off <= most:
+            raise CheckError(f"a score differs by {off:.1e} from fp32's, more than {most}")
         return
     least = np.min([_cosine(*pair) for pair in pairs])  # which keeps what is no number
     if not least >= _LEAST_COSINE:

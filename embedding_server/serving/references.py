@@ -53,7 +53,7 @@ def hold(
         expected = vectors if plain else run_apart(source.exact(), items)
         store(expected, path)
     try:
-        compare(spec.kind, vectors, expected)
+        compare(spec.kind, vectors, expected, session.precision)
     except CheckError as exc:
         raise CheckError(
             f"{exc}: set INFERENCE_PRECISION=fp32; if it is, remove {path} to accept the change"

@@ -267,3 +267,14 @@ def test_agreement(kind: Kind, vector: Vector, expected: Vector, said: str | Non
     good = np.nan_to_num(expected) if kind is not Kind.SPARSE else expected
     with pytest.raises(CheckError, match=said):
         compare(kind, [good, vector], [good, expected])
+
+
+def test_scores_in_half_precision() -> None:
+    """Scores may be further off where weights are rounded, but not at will."""
+    expected = [np.array([2.0], np.float32)]
+    near, far = [expected[0] + 0.05], [expected[0] + 0.2]
+    with pytest.raises(CheckError, match="a score differs"):
+        compare(Kind.CROSS, near, expected)
+    compare(Kind.CROSS, near, expected, Precision.BF16)
+    with pytest.raises(CheckError, match="a score differs"):
+        compare(Kind.CROSS, far, expected, Precision.BF16)
