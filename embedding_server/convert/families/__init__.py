@@ -1,5 +1,7 @@
 """One module per model family; `FAMILIES` maps `architectures[0]` of config.json to a row."""
 
+from types import ModuleType
+
 import msgspec
 
 from embedding_server.convert.blocks import Encoder, Head
@@ -32,110 +34,49 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     segments: bool = False
 
 
-_BERT = Family(
-    encoder=bert.encoder,
-    prefix="bert.",
-    classifier=bert.classifier,
-    words=bert.words,
-    segments=True,
+def _family(module: ModuleType, prefix: str, *, segments: bool = False) -> Family:
+    """That of a module with an encoder and both heads."""
+    return Family(
+        encoder=module.encoder,
+        prefix=prefix,
+        classifier=module.classifier,
+        words=module.words,
+        segments=segments,
+    )
+
+
+_BERT = _family(bert, "bert.", segments=True)
+_NOMIC = msgspec.structs.replace(
+    _BERT, encoder=nomic_bert.encoder, prefix="nomic_bert.", words=nomic_bert.words
 )
-_MODERN = Family(
-    encoder=modernbert.encoder,
-    prefix="model.",
-    classifier=modernbert.classifier,
-    words=modernbert.words,
-)
-_NOMIC = Family(
-    encoder=nomic_bert.encoder,
-    prefix="nomic_bert.",
-    classifier=bert.classifier,
-    words=nomic_bert.words,
-    segments=True,
-)
-_GTE = Family(
-    encoder=gte.encoder,
-    prefix="gte.",
-    classifier=bert.classifier,
-    words=gte.words,
-    segments=True,
-)
-_GTE_NEW = msgspec.structs.replace(_GTE, prefix="new.")
-_JINA = Family(
-    encoder=jina_bert.encoder,
-    prefix="bert.",
-    classifier=bert.classifier,
-    words=bert.words,
-    segments=True,
-)
-_ROBERTA = Family(
-    encoder=roberta.encoder,
-    prefix="roberta.",
-    classifier=roberta.classifier,
-    words=roberta.words,
-)
-_ELECTRA = Family(
-    encoder=electra.encoder,
-    prefix="electra.",
-    classifier=electra.classifier,
-    words=electra.words,
-    segments=True,
-)
-_DISTILBERT = Family(
-    encoder=distilbert.encoder,
-    prefix="distilbert.",
-    classifier=distilbert.classifier,
-    words=distilbert.words,
-)
-_MPNET = Family(
-    encoder=mpnet.encoder,
-    prefix="mpnet.",
-    classifier=roberta.classifier,
-    words=roberta.words,
-)
+_GTE = msgspec.structs.replace(_BERT, encoder=gte.encoder, prefix="gte.", words=gte.words)
+_ROBERTA = _family(roberta, "roberta.")
 _QWEN = Family(encoder=qwen3.encoder, prefix="model.", classifier=qwen3.classifier)
-_QWEN_ASKED = Family(encoder=qwen3.encoder, prefix="model.", classifier=qwen3.judge)
+_ASKED = Family(encoder=qwen3.encoder, prefix="model.", classifier=qwen3.judge)
+
+_ENCODERS = {
+    "Bert": _BERT,
+    "Roberta": _ROBERTA,
+    "XLMRoberta": _ROBERTA,
+    "Camembert": _ROBERTA,
+    "MPNet": msgspec.structs.replace(_ROBERTA, encoder=mpnet.encoder, prefix="mpnet."),
+    "DistilBert": _family(distilbert, "distilbert."),
+    "Electra": _family(electra, "electra.", segments=True),
+    "ModernBert": _family(modernbert, "model."),
+    "NomicBert": _NOMIC,
+    "Gte": _GTE,
+    "New": msgspec.structs.replace(_GTE, prefix="new."),
+    "JinaBert": msgspec.structs.replace(_BERT, encoder=jina_bert.encoder),
+}
+_HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification")
 
 FAMILIES: dict[str, Family] = {
-    "BertModel": _BERT,
-    "BertForMaskedLM": _BERT,
-    "BertForSequenceClassification": _BERT,
-    "ModernBertModel": _MODERN,
-    "ModernBertForMaskedLM": _MODERN,
-    "ModernBertForSequenceClassification": _MODERN,
-    "NomicBertModel": _NOMIC,
-    "NomicBertForMaskedLM": _NOMIC,
-    "NomicBertForSequenceClassification": _NOMIC,
-    "GteModel": _GTE,
-    "GteForMaskedLM": _GTE,
-    "GteForSequenceClassification": _GTE,
-    "NewModel": _GTE_NEW,
-    "NewForMaskedLM": _GTE_NEW,
-    "NewForSequenceClassification": _GTE_NEW,
-    "JinaBertModel": _JINA,
-    "JinaBertForMaskedLM": _JINA,
-    "JinaBertForSequenceClassification": _JINA,
-    "RobertaModel": _ROBERTA,
-    "RobertaForMaskedLM": _ROBERTA,
-    "RobertaForSequenceClassification": _ROBERTA,
-    "XLMRobertaModel": _ROBERTA,
-    "XLMRobertaForMaskedLM": _ROBERTA,
-    "XLMRobertaForSequenceClassification": _ROBERTA,
-    "CamembertModel": _ROBERTA,
-    "CamembertForMaskedLM": _ROBERTA,
-    "CamembertForSequenceClassification": _ROBERTA,
-    "ElectraModel": _ELECTRA,
-    "ElectraForMaskedLM": _ELECTRA,
-    "ElectraForSequenceClassification": _ELECTRA,
-    "DistilBertModel": _DISTILBERT,
-    "DistilBertForMaskedLM": _DISTILBERT,
-    "DistilBertForSequenceClassification": _DISTILBERT,
-    "MPNetModel": _MPNET,
-    "MPNetForMaskedLM": _MPNET,
-    "MPNetForSequenceClassification": _MPNET,
+    f"{name}{head}": family for name, family in _ENCODERS.items() for head in _HEADS
+} | {
     "Qwen2Model": _QWEN,
-    "Qwen2ForCausalLM": _QWEN_ASKED,
+    "Qwen2ForCausalLM": _ASKED,
     "Qwen2ForSequenceClassification": _QWEN,
     "Qwen3Model": _QWEN,
-    "Qwen3ForCausalLM": _QWEN_ASKED,
+    "Qwen3ForCausalLM": _ASKED,
     "Qwen3ForSequenceClassification": _QWEN,
 }
