@@ -5,8 +5,8 @@ normalises queries and keys per head, Qwen2 has biases in their place.
 """
 
 from embedding_server.convert.blocks import Net
-from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.packing import Heads, Rotary
+from embedding_server.convert.rope import rope
 
 
 def encoder(net: Net) -> str:
@@ -16,7 +16,15 @@ def encoder(net: Net) -> str:
     count = config["num_attention_heads"]
     width = config.get("head_dim") or config["hidden_size"] // count
     heads = Heads(count, config["num_key_value_heads"], width)
-    rotary = net.rotary("rotary", _theta(net), width, config["max_position_embeddings"])
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rotary = rope(
+        net,
+        "rotary",
+        given,
+        theta=given.get("rope_theta") or config["rope_theta"],
+        width=width,
+        positions=config["max_position_embeddings"],
+    )
     x = net.embed("embed_tokens.weight", net.packing.ids)
     for index in range(config["num_hidden_layers"]):
         x = _layer(net, f"layers.{index}", x, heads, rotary)
@@ -48,15 +56,6 @@ def _turned(net: Net, norm: str, states: str, heads: int, rotary: Rotary) -> str
         by_head = net.rms_norm(norm, by_head, net.config["rms_norm_eps"])
         states = g.node("Flatten", by_head, axis=1)
     return net.packing.rotated(states, heads, rotary)
-
-
-def _theta(net: Net) -> float:
-    """The base of the rotary angles; transformers 5 keeps it with what scales it."""
-    given = net.config.get("rope_parameters") or net.config.get("rope_scaling") or {}
-    kind = given.get("rope_type") or given.get("type") or "default"
-    if kind != "default":
-        raise ConvertError(f"rotary positions of type {kind} are not supported")
-    return float(given.get("rope_theta") or net.config["rope_theta"])
 
 
 def classifier(net: Net, states: str) -> str:
