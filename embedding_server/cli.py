@@ -7,11 +7,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import structlog
 
 from embedding_server import __version__
+from embedding_server.cache import prune, show_cache
+from embedding_server.conversion import convert_model
 from embedding_server.errors import StartupError
 from embedding_server.runtime.cores import usable_cores
 from embedding_server.server import run
@@ -38,6 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     fetch.add_argument("--allowed", action="store_true", help="all that the allow-lists name")
     fetch.add_argument("--verify", action="store_true", help="hash again what was downloaded")
     add_flags(fetch)
+    convert = verbs.add_parser("convert", help="make a model's graph before it is served")
+    convert.add_argument("wanted", metavar="DIR|ID", help="a model's directory, id or alias")
+    convert.add_argument("--out", type=Path, help="a new directory for it, that stands alone")
+    compared = "an npz file of ids and layer_<i>, to compare every layer with"
+    convert.add_argument("--compare", type=Path, metavar="FILE", help=compared)
+    add_flags(convert)
+    cache = verbs.add_parser("cache", help="what is kept in INFERENCE_CACHE_DIR")
+    actions = cache.add_subparsers(dest="what", required=True, metavar="WHAT")
+    add_flags(actions.add_parser("ls", help="list it"))
+    remove = actions.add_parser("rm", help="remove some of it; it is made again when it is wanted")
+    remove.add_argument("names", nargs="*", metavar="NAME", help="as `ls` shows it, or a model")
+    remove.add_argument("--all", action="store_true", help="everything")
+    remove.add_argument("--older-than", type=float, metavar="DAYS", help="what was made before")
+    add_flags(remove)
     flags = vars(parser.parse_args(argv))
     # What a verb prints is on stdout; `serve` sets up a log of its own.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
@@ -73,6 +90,21 @@ def _fetch(flags: dict[str, Any]) -> int:
     return 0
 
 
+def _convert(flags: dict[str, Any]) -> int:
+    settings = _settings(flags, allowed="*")
+    agree = convert_model(settings, flags["wanted"], flags["out"], flags["compare"])
+    return 0 if agree else 1
+
+
+def _cache(flags: dict[str, Any]) -> int:
+    settings = _settings(flags, allowed="*")
+    if flags["what"] == "ls":
+        show_cache(settings)
+    else:
+        prune(settings, flags["names"], all_=flags["all"], days=flags["older_than"])
+    return 0
+
+
 def _settings(flags: dict[str, Any], allowed: str = "") -> Settings:
     """The settings; `allowed` stands in for an allow-list that is not set."""
     environ = with_dotenv(os.environ)
@@ -87,4 +119,11 @@ def _settings(flags: dict[str, Any], allowed: str = "") -> Settings:
     return settings
 
 
-_VERBS = {"serve": _serve, "bench": _bench, "models": _models, "fetch": _fetch}
+_VERBS = {
+    "serve": _serve,
+    "bench": _bench,
+    "models": _models,
+    "fetch": _fetch,
+    "convert": _convert,
+    "cache": _cache,
+}

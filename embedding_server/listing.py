@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -16,12 +17,17 @@ from embedding_server.catalog import (
     open_hub,
 )
 from embedding_server.catalog.files import Hub
+from embedding_server.convert import GraphOrigin, origins
 from embedding_server.core import ModelSpec
 from embedding_server.errors import StartupError
 from embedding_server.settings import Settings
+from embedding_server.table import show
 
 _MEGABYTE = 1e6
-_COLUMNS = ("id", "kind", "dims", "tokens", "MB", "source", "license", "cached", "allowed")
+_COLUMNS = (
+    *("id", "kind", "dims", "tokens", "MB"),
+    *("source", "license", "cached", "converted", "allowed"),
+)
 
 
 def show_models(settings: Settings, *, as_json: bool) -> None:
@@ -34,15 +40,12 @@ def show_models(settings: Settings, *, as_json: bool) -> None:
     specs = {spec.id: spec for spec in catalog.known.values()}
     for listed in catalog.listed.values():
         specs |= listed
-    rows = [_row(name, specs[name], catalog, hub) for name in sorted(specs)]
+    made = sorted(origins(settings.cache_dir), key=lambda one: one.converted)
+    rows = [_row(name, specs[name], catalog, hub, made) for name in sorted(specs)]
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(rows)).decode())
         return
-    lines = [_COLUMNS, *(tuple(map(_cell, row.values())) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    show([_COLUMNS, *(tuple(map(_cell, row.values())) for row in rows)])
 
 
 def fetch_models(settings: Settings, names: Sequence[str], *, allowed: bool, verify: bool) -> None:
@@ -75,7 +78,9 @@ def _fetched(spec: ModelSpec, hub: Hub, *, verify: bool) -> str:
     return f"{directory}" + "".join(f", fetched {one} again" for one in damaged)
 
 
-def _row(name: str, spec: ModelSpec, catalog: Catalog, hub: Hub) -> dict[str, Any]:
+def _row(
+    name: str, spec: ModelSpec, catalog: Catalog, hub: Hub, made: Sequence[GraphOrigin]
+) -> dict[str, Any]:
     return {
         "id": name,
         "kind": spec.kind,
@@ -85,6 +90,7 @@ def _row(name: str, spec: ModelSpec, catalog: Catalog, hub: Hub) -> dict[str, An
         "source": str(spec.located or (spec.origin and spec.origin.repo)),
         "license": spec.license,
         "cached": bool(spec.located) or _cached(spec, hub),
+        "converted": _converted(spec, made),
         "allowed": spec.id in catalog.models,
     }
 
@@ -96,8 +102,17 @@ def _cached(spec: ModelSpec, hub: Hub) -> bool:
     return False
 
 
+def _converted(spec: ModelSpec, made: Sequence[GraphOrigin]) -> datetime | None:
+    """When a graph was last made of it; `made` has the newest one last."""
+    here = str(spec.located.resolve()) if spec.located else ""
+    of_it = [one for one in made if (one.directory == here if here else one.model in spec.names)]
+    return of_it[-1].converted if of_it else None
+
+
 def _cell(value: Any) -> str:
     """Nothing known is a dash."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d}"
     return str(value or "-")

@@ -55,7 +55,7 @@ def _tune(spec: ModelSpec, settings: Settings, seconds: float) -> None:
     way = settle(open_session, measured, cores, spec.max_tokens, seconds)
     cost = profiles.measure(open_session(way.threads), spec.max_tokens, _COST_SECONDS, cores)
     quality = None if source.precision is Precision.FP32 else source.quality()
-    profile = Profile(cost, way, _COST_SECONDS + seconds * len(tried), quality)
+    profile = Profile(cost, way, _COST_SECONDS + seconds * len(tried), quality, spec.id)
     profiles.store(profile, source.profile_path)
     kept = f"{_describe(way.threads)}, {way.batch_tokens} tokens per batch"
     print(f"kept for `serve`: {kept}; in {source.profile_path}")

@@ -148,6 +148,17 @@ def complete(spec: ModelSpec, directory: Path) -> ModelSpec:
         )
 
 
+def descriptions(directory: Path) -> list[str]:
+    """Files in `directory` that say what the model there is, with the weights of Dense modules.
+
+    Raises:
+        ModelFilesError: modules.json is odd.
+    """
+    modules = (str(path.relative_to(directory)) for path in directory.glob("*/config.json"))
+    names = {*_DESCRIPTIONS, *dense_files(directory), *modules}
+    return sorted(name for name in names if (directory / name).is_file())
+
+
 def _require_inside(directory: Path, names: Names) -> None:
     """Refuse links that leave the directory."""
     root = directory.resolve()

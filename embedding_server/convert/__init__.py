@@ -3,11 +3,13 @@
 `convert_projections` builds that of what follows the pooling.
 """
 
-from embedding_server.convert.build import convert, model_type
+from embedding_server.convert.build import convert, convert_layers, model_type
 from embedding_server.convert.checkpoint import INDEX, WEIGHTS, stored_precision
 from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.families import FAMILIES
 from embedding_server.convert.hashes import content_hash
+from embedding_server.convert.origin import GraphOrigin, origins
+from embedding_server.convert.progress import Progress
 from embedding_server.convert.projection import (
     ACTIVATIONS,
     convert_projections,
@@ -21,11 +23,15 @@ __all__ = [
     "INDEX",
     "WEIGHTS",
     "ConvertError",
+    "GraphOrigin",
     "Int8",
+    "Progress",
     "content_hash",
     "convert",
+    "convert_layers",
     "convert_projections",
     "model_type",
+    "origins",
     "require_weights",
     "stored_precision",
 ]

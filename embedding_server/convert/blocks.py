@@ -29,6 +29,7 @@ class Net:
         config: config.json.
         packing: the batch.
         directory: the model's, for what its other files say.
+        layers: make the states behind every layer outputs, `layer_<index>`.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class Net:
         *,
         packing: Packing,
         directory: Path,
+        layers: bool = False,
     ) -> None:
         self.graph, self.weights, self.config, self.packing = graph, weights, config, packing
-        self._linear, self._directory = linear, directory
+        self._linear, self._directory, self._layers = linear, directory, layers
 
     def project(self, states: str, *names: str) -> list[str]:
         """The outputs of linear layers that share their input."""
@@ -56,6 +58,15 @@ class Net:
     def add(self, one: str, other: str) -> str:
         """The sum."""
         return self.graph.node("Add", one, other)
+
+    def layer(self, index: int, states: str) -> str:
+        """The same states (tokens, width): those behind so many layers, 0: the embeddings.
+
+        They are counted as transformers counts `hidden_states`.
+        """
+        if self._layers:
+            self.graph.output(f"layer_{index}", states, "tokens", "width")
+        return states
 
     def embed(self, name: str, index: str, table: NDArray[np.float32] | None = None) -> str:
         """Rows of a tensor, or of `table` in its place, by int64 `index`."""

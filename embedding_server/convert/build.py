@@ -14,14 +14,16 @@ from typing import Any
 import structlog
 
 from embedding_server.convert.blocks import Net
-from embedding_server.convert.checkpoint import Checkpoint, borrowed_name, weight_files
+from embedding_server.convert.checkpoint import Checkpoint, Reading, borrowed_name, weight_files
 from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.families import FAMILIES, Family
 from embedding_server.convert.graph import Graph
 from embedding_server.convert.hashes import content_hash
 from embedding_server.convert.linear import Linear, Watched, in_fp32, in_int8
 from embedding_server.convert.links import place
+from embedding_server.convert.origin import GraphOrigin
 from embedding_server.convert.packing import Packing
+from embedding_server.convert.progress import Progress
 from embedding_server.convert.quantize import Int8, choose
 from embedding_server.core import Kind, ModelSpec, Pooling, Precision
 
@@ -30,6 +32,7 @@ VERSION = 5
 
 MODEL_FILE = "model.onnx"
 _READABLE = 0o755
+_PLAIN = Reading()
 
 log = structlog.get_logger()
 
@@ -40,6 +43,7 @@ def convert(
     *,
     rounded: Precision = Precision.FP32,
     int8: Int8 | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """The ONNX graph of a model with safetensors, built on first use.
 
@@ -53,6 +57,7 @@ def convert(
         cache: the graph is kept in `<cache>/graphs/<content hash>/`.
         rounded: the precision that weights are rounded to.
         int8: compute linear layers in 8 bits.
+        progress: told how far it is; None: the log is.
 
     Returns:
         Path of the ONNX file; the weights lie beside it.
@@ -74,11 +79,37 @@ def convert(
     if int8:
         words.append(f"int8 {int8.key} {int8.limit} {int8.fp32_share}")
 
+    reading = Reading(rounded, progress)
+
     def build(out: Path) -> None:
-        linear = _quantized(spec, config, int8, out) if int8 else in_fp32
-        _build(spec, config, linear, out, rounded)
+        linear = _linear(spec, config, int8, out, reading)
+        _build(spec, config, linear, out, reading)
+        GraphOrigin(
+            directory=str(spec.directory.resolve()),
+            version=VERSION,
+            model=spec.id,
+            architecture=config["architectures"][0],
+            precision=Precision.INT8 if int8 else rounded,
+        ).write(out)
 
     return cached(cache, " ".join(words), build, files)
+
+
+def convert_layers(
+    spec: ModelSpec,
+    out: Path,
+    *,
+    rounded: Precision = Precision.FP32,
+    int8: Int8 | None = None,
+) -> Path:
+    """The same graph, made in the directory `out` whether or not it is cached, for a closer look.
+
+    Outputs besides are `layer_<index>` (tokens, width): the embeddings, and states behind every
+    layer. Raises as `convert` does.
+    """
+    config, reading = _read_config(spec.directory / "config.json"), Reading(rounded)
+    _build(spec, config, _linear(spec, config, int8, out, reading), out, reading, layers=True)
+    return out / MODEL_FILE
 
 
 def cached(
@@ -105,13 +136,21 @@ def cached(
     return target / MODEL_FILE
 
 
-def _quantized(spec: ModelSpec, config: dict[str, Any], int8: Int8, out: Path) -> Linear:
-    """8-bit linear layers, by what their inputs are in the same model in fp32."""
+def _linear(
+    spec: ModelSpec,
+    config: dict[str, Any],
+    int8: Int8 | None,
+    out: Path,
+    reading: Reading = _PLAIN,
+) -> Linear:
+    """Linear layers in fp32 or 8 bits, these by what their inputs are in the model in fp32."""
+    if not int8:
+        return in_fp32
     watched = Watched()
     with tempfile.TemporaryDirectory(dir=out) as scratch:
-        _build(spec, config, watched, Path(scratch))
+        _build(spec, config, watched, Path(scratch), reading)
         samples = int8.sample(Path(scratch, MODEL_FILE), list(watched.groups))
-    with Checkpoint(spec.directory, _family(config).prefix) as weights:
+    with Checkpoint(spec.directory, _family(config).prefix, reading) as weights:
         return in_int8(choose(weights, watched.groups, int8, samples), int8.limit)
 
 
@@ -120,7 +159,9 @@ def _build(
     config: dict[str, Any],
     linear: Linear,
     out: Path,
-    rounded: Precision = Precision.FP32,
+    reading: Reading = _PLAIN,
+    *,
+    layers: bool = False,
 ) -> None:
     family, started = _family(config), time.monotonic()
     # Beside the graph: a protobuf message holds 2 GiB at most, and writing one stops all threads.
@@ -128,19 +169,27 @@ def _build(
     pairs = spec.kind is Kind.CROSS and family.segments
     with (
         Graph(config["architectures"][0], external) as graph,
-        Checkpoint(spec.directory, family.prefix, rounded) as weights,
+        Checkpoint(spec.directory, family.prefix, reading) as weights,
     ):
         ids, lengths = graph.input("input_ids", "tokens"), graph.input("lengths", "texts")
         segments = graph.input("token_type_ids", "tokens") if pairs else None
         packing = Packing(graph, ids, lengths, segments)
-        net = Net(graph, weights, linear, config, packing=packing, directory=spec.directory)
+        net = Net(
+            graph,
+            weights,
+            linear,
+            config,
+            packing=packing,
+            directory=spec.directory,
+            layers=layers,
+        )
         try:
             states = family.encoder(net)
             result = _RESULTS[spec.kind](net, family, states, spec.pooling)
         except KeyError as exc:
             raise ConvertError(f"config.json has no {exc}") from exc
         graph.output("sentence_embedding", result, "texts", "width")
-        if spec.kind is Kind.DENSE:
+        if spec.kind is Kind.DENSE or layers:
             graph.output("token_embeddings", states, "tokens", "width")
         for index, path in enumerate(weight_files(spec.directory)):
             if borrowed_name(index) in graph.borrowed:

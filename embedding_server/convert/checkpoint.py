@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,13 +10,14 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import ml_dtypes  # with it numpy, and so safetensors, knows bfloat16
+import msgspec
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.graph import Place
+from embedding_server.convert.progress import Logged, Progress
 from embedding_server.core import Precision
 
 _HALVES: Mapping[Precision, Any] = {
@@ -31,9 +31,17 @@ _LARGE_BYTES = 1 << 16
 _PART_NUMBERS = 1 << 25
 """So many numbers are held at once: 128 MiB."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_PROGRESS_SECONDS = 1.0
 
-log = structlog.get_logger()
+
+class Reading(msgspec.Struct, frozen=True):
+    """How a checkpoint is read.
+
+    Numbers are `rounded` to that precision, fp32 keeps what they are. `progress` is told how far it
+    is, None: the log is.
+    """
+
+    rounded: Precision = Precision.FP32
+    progress: Progress | None = None
 
 
 class Checkpoint:
@@ -42,22 +50,21 @@ class Checkpoint:
     Args:
         directory: holds `model.safetensors`, or its index and shards.
         prefix: what names may begin with, such as `bert.` where a model has a task's head.
-        rounded: numbers are rounded to this precision; float32 keeps what they are.
+        reading: see there.
 
     Raises:
         ConvertError: a file is missing or damaged.
     """
 
-    def __init__(
-        self, directory: Path, prefix: str = "", rounded: Precision = Precision.FP32
-    ) -> None:
+    def __init__(self, directory: Path, prefix: str = "", reading: Reading | None = None) -> None:
         self._files = weight_files(directory)
         self._prefix = prefix
-        self._rounded = _HALVES.get(rounded)
+        reading = reading or Reading()
+        self._rounded = _HALVES.get(reading.rounded)
         self._stack = contextlib.ExitStack()
         self._tensors: dict[str, _Tensor] = {}
         self._total = sum(path.stat().st_size for path in self._files)
-        self._done, self._shown = 0, time.monotonic()
+        self._done, self._progress = 0, reading.progress or Logged()
 
     def __enter__(self) -> "Checkpoint":
         with _explained(self._files):
@@ -111,11 +118,9 @@ class Checkpoint:
         return shape, read()
 
     def _counted(self, tensor: NDArray[Any]) -> NDArray[Any]:
-        """What was read, as float32; the log says how far it is."""
+        """What was read, as float32."""
         self._done += tensor.nbytes
-        if time.monotonic() - self._shown > _PROGRESS_SECONDS:
-            self._shown = time.monotonic()
-            log.info("graph.building", percent=round(100 * self._done / self._total))
+        self._progress(min(1.0, self._done / self._total))
         if self._rounded:
             tensor = tensor.astype(self._rounded)
         return tensor.astype(np.float32, copy=False)

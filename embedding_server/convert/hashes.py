@@ -17,6 +17,7 @@ from embedding_server.convert.errors import ConvertError
 class _Remembered(msgspec.Struct, frozen=True):
     state: tuple[int, int, int]
     sha256: str
+    path: str = ""
 
 
 def content_hash(path: Path, cache: Path) -> str:
@@ -37,7 +38,7 @@ def content_hash(path: Path, cache: Path) -> str:
     except OSError as exc:
         raise ConvertError(f"{path}: {exc.strerror}") from exc
     with contextlib.suppress(OSError):
-        _remember(memory, _Remembered(state, found))
+        _remember(memory, _Remembered(state, found, str(path.absolute())))
     return found
 
 

@@ -17,6 +17,7 @@ from embedding_server.convert.checkpoint import Checkpoint
 from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.graph import Graph
 from embedding_server.convert.hashes import content_hash
+from embedding_server.convert.origin import GraphOrigin
 from embedding_server.core import Projection
 
 VERSION = 1
@@ -75,6 +76,7 @@ def _build(directory: Path, projections: Sequence[Projection], out: Path) -> Non
         vectors = ACTIVATIONS[one.activation](graph, vectors)
     graph.output("sentence_embedding", vectors, "texts", projections[-1].outputs)
     graph.save(out / MODEL_FILE)
+    GraphOrigin(directory=str(directory.resolve()), version=VERSION).write(out)
 
 
 def _of_length_1(graph: Graph, vectors: str) -> str:

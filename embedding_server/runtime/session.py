@@ -223,6 +223,15 @@ def activations(
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
+def outputs(path: Path, ids: Ids) -> dict[str, NDArray[np.float32]]:
+    """Everything that a graph of `convert` gives for one text; raises `SessionError`."""
+    session = _open(path, _ONE_THREAD)
+    feeds = Packed(_declared(session.get_inputs())).feeds([ids])
+    names = [one.name for one in session.get_outputs()]
+    with _translated():
+        return dict(zip(names, session.run(names, feeds), strict=True))
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     """Turn whatever a run raises into a `SessionError`."""

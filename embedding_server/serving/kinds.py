@@ -19,7 +19,7 @@ from embedding_server.core import (
     normalized,
 )
 from embedding_server.runtime.encoder import Encoder
-from embedding_server.runtime.layout import Padded, Pixels
+from embedding_server.runtime.layout import Layout, LayoutError, Packed, Padded, Pixels, Value
 from embedding_server.runtime.markers import MarkingTokenizer
 from embedding_server.runtime.session import LayoutOf
 from embedding_server.runtime.template import TemplateTokenizer
@@ -61,8 +61,19 @@ def layout_of(spec: ModelSpec, encoder: Encoder) -> LayoutOf:
     """How an exported graph of the model takes its inputs."""
     if spec.kind is Kind.IMAGE:
         return partial(Pixels, pooling=spec.pooling, like=encoder.encode(_sample_images())[0].item)
+    return partial(_of_texts, spec=spec)
+
+
+def _of_texts(inputs: Sequence[Value], outputs: Sequence[Value], spec: ModelSpec) -> Layout:
+    """That of others' graphs, or of one that `embedding-server convert --out` left."""
     chosen = spec.overrides.pooling is not None
-    return partial(Padded, pooling=spec.pooling, pad=spec.pad, pooled_here=chosen)
+    if not any(one.name == "lengths" for one in inputs):
+        return Padded(inputs, outputs, pooling=spec.pooling, pad=spec.pad, pooled_here=chosen)
+    if chosen:
+        raise LayoutError(
+            "the graph was made for one pooling, INFERENCE_MODEL_CONFIG wants another"
+        )
+    return Packed(inputs, pooling=spec.pooling)
 
 
 def finished(

@@ -45,12 +45,16 @@ class Quality(msgspec.Struct, frozen=True):
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """A model on this machine, measured in `seconds`; `quality` is None in fp32."""
+    """A model on this machine, measured in `seconds`; `quality` is None in fp32.
+
+    `model` is for people who look at the file.
+    """
 
     cost: Cost
     way: Way
     seconds: float
     quality: Quality | None = None
+    model: str = ""
 
 
 def stored(path: Path) -> Profile | None:

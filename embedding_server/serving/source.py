@@ -15,8 +15,10 @@ from embedding_server.convert import (
     INDEX,
     WEIGHTS,
     Int8,
+    Progress,
     content_hash,
     convert,
+    convert_layers,
     convert_projections,
     model_type,
     stored_precision,
@@ -83,11 +85,15 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
 class Source:
     """One model's graph and tokenizer, which sessions are opened from.
 
+    `progress` is told how far a conversion is; None: the log is.
+
     Raises:
         ConvertError, TokenizerError, SessionError: a file is missing or damaged.
     """
 
-    def __init__(self, spec: ModelSpec, plan: RunPlan, cores: int) -> None:
+    def __init__(
+        self, spec: ModelSpec, plan: RunPlan, cores: int, progress: Progress | None = None
+    ) -> None:
         self._spec, self._plan = spec, plan
         self.precision = _precision(spec, plan)
         """What its sessions compute in."""
@@ -112,12 +118,28 @@ class Source:
             self._layout = layout_of(spec, self.encoder)
             return
         self._layout = partial(Packed, pooling=spec.pooling)
-        if self.precision is not Precision.INT8:
-            self._graph = convert(spec, plan.cache, rounded=self.precision)
-            return
-        if spec.kind is Kind.CROSS:
-            raise SessionError(f"int8 is not for cross-encoders: give {spec.id} another precision")
-        self._graph = convert(spec, plan.cache, int8=int8_graphs(self.encoder))
+        self._int8 = None
+        if self.precision is Precision.INT8:
+            if spec.kind is Kind.CROSS:
+                raise SessionError(f"int8 is not for cross-encoders: give {spec.id} another one")
+            self._int8 = int8_graphs(self.encoder)
+        self._graph = convert(
+            spec, plan.cache, rounded=self._rounded, int8=self._int8, progress=progress
+        )
+
+    @property
+    def _rounded(self) -> Precision:
+        """What weights are rounded to."""
+        return Precision.FP32 if self._int8 else self.precision
+
+    @property
+    def converted(self) -> Path | None:
+        """The graph that was made of the model's weights; None: it came with one."""
+        return None if self._exported else self._graph
+
+    def with_layers(self, out: Path) -> Path:
+        """The converted graph again, in the directory `out`: it gives every layer's states too."""
+        return convert_layers(self._spec, out, rounded=self._rounded, int8=self._int8)
 
     @property
     def fixed_threads(self) -> Threads | None:
@@ -226,8 +248,9 @@ class Source:
         return f"{self._content} {VERSION} {'reproducible' * self._plan.reproducible}"
 
     def _files(self) -> list[Path]:
-        """The graph, and its external data, whose names begin with the graph's."""
-        return sorted(self._graph.parent.glob(f"{self._graph.name}*"))
+        """The graph, and its external data: named after it, or the weights it was made of."""
+        names = (f"{self._graph.name}*", "weights-*")
+        return sorted(path for name in names for path in self._graph.parent.glob(name))
 
     @cached_property
     def _content(self) -> str:
@@ -238,7 +261,9 @@ class Source:
                 digest.update(path.read_bytes())
         if self._spec.file or self.precision is Precision.INT8:
             for path in self._files():
-                digest.update(content_hash(path, self._plan.cache).encode())
+                # The name of a graph of ours has its weights' hash in it.
+                if self._spec.file or path.name.startswith(self._graph.name):
+                    digest.update(content_hash(path, self._plan.cache).encode())
         words = (
             "" if self._spec.file else self._graph.parent.name,
             self._spec.pooling,
@@ -262,6 +287,7 @@ class Source:
             way=way,
             seconds=2 * half,
             quality=self.quality() if judged else None,
+            model=self._spec.id,
         )
 
 

@@ -37,12 +37,13 @@ def test_models_table(models: Path, tmp_path: Path) -> None:
         "source",
         "license",
         "cached",
+        "converted",
         "allowed",
     ]
     rows = {line.split()[0]: line.split() for line in lines}
     assert rows["Xenova/bge-small-en-v1.5"][1:4] == ["dense", "384", "512"]
-    assert rows["Xenova/bge-small-en-v1.5"][-2:] == ["no", "yes"]
-    assert rows["tiny"][-4:] == [str(models / "tiny"), "-", "yes", "yes"]
+    assert rows["Xenova/bge-small-en-v1.5"][-3:] == ["no", "-", "yes"]
+    assert rows["tiny"][-5:] == [str(models / "tiny"), "-", "yes", "-", "yes"]
     assert rows["Qdrant/bm25"][1] == "sparse"
     assert rows["Qdrant/bm25"][-1] == "yes"
 

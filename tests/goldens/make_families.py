@@ -185,6 +185,12 @@ def make(name: str) -> None:
 
 def _native(name: str) -> tuple[Run, dict[str, Any], dict[str, Any]]:
     """A model with tensors as transformers has them."""
+    model, shapes = native(name)
+    return partial(_run, model), model.config.to_dict(), shapes
+
+
+def native(name: str) -> tuple[Any, dict[str, Any]]:
+    """A model with weights drawn, and their shapes."""
     architecture, settings = MODELS[name]
     model = _model(architecture, settings)
     shapes, tied = {}, set(getattr(model, "all_tied_weights_keys", {}) or {})
@@ -193,7 +199,7 @@ def _native(name: str) -> tuple[Run, dict[str, Any], dict[str, Any]]:
             shapes[key] = tuple(tensor.shape)
             tensor.copy_(torch.from_numpy(weight(key, shapes[key])))
     model.tie_weights()
-    return partial(_run, model), model.config.to_dict(), shapes
+    return model, shapes
 
 
 def _original(name: str) -> tuple[Run, dict[str, Any], dict[str, Any]]:

@@ -67,8 +67,9 @@ def layers(net: Net, x: str) -> str:
         epsilon=config["layer_norm_eps"],
         activation=config["hidden_act"],
     )
+    x = net.layer(0, x)
     for index in range(config["num_hidden_layers"]):
-        x = layer(net, f"encoder.layer.{index}", x)
+        x = net.layer(index + 1, layer(net, f"encoder.layer.{index}", x))
     return x
 
 

@@ -23,9 +23,9 @@ def encoder(net: Net) -> str:
     x = net.add(
         net.embed(bert.WORDS, net.packing.ids), net.embed(bert.POSITIONS, net.packing.positions)
     )
-    x = net.norm("embeddings.LayerNorm", x, _EPSILON)
+    x = net.layer(0, net.norm("embeddings.LayerNorm", x, _EPSILON))
     for index in range(config["n_layers"]):
-        x = layer(net, f"transformer.layer.{index}", x)
+        x = net.layer(index + 1, layer(net, f"transformer.layer.{index}", x))
     return x
 
 

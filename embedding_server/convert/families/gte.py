@@ -65,9 +65,9 @@ def encoder(net: Net) -> str:
     layers = Layers(
         names, config["num_attention_heads"], epsilon, config["hidden_act"], _rotary(net)
     )
-    x = net.norm("embeddings.LayerNorm", net.tokens(), epsilon)
+    x = net.layer(0, net.norm("embeddings.LayerNorm", net.tokens(), epsilon))
     for index in range(config["num_hidden_layers"]):
-        x = layer(net, f"{prefix}.{index}", x, layers)
+        x = net.layer(index + 1, layer(net, f"{prefix}.{index}", x, layers))
     return x
 
 

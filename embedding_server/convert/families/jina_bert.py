@@ -21,11 +21,11 @@ def encoder(net: Net) -> str:
     config = net.config
     net.expect(position_embedding_type="alibi")
     epsilon, alibi = config["layer_norm_eps"], falling(config["num_attention_heads"])
-    x = net.norm("embeddings.LayerNorm", net.tokens(), epsilon)
+    x = net.layer(0, net.norm("embeddings.LayerNorm", net.tokens(), epsilon))
     for index in range(config["num_hidden_layers"]):
         layer = f"encoder.layer.{index}"
         x = _attended(net, layer, x, alibi, epsilon)
-        x = _gated(net, layer, x, epsilon)
+        x = net.layer(index + 1, _gated(net, layer, x, epsilon))
     return x
 
 

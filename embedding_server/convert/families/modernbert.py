@@ -30,8 +30,9 @@ def encoder(net: Net) -> str:
     x = net.embed("embeddings.tok_embeddings.weight", net.packing.ids)
     x = _norm(net, "embeddings.norm", x)
     for index, kind in enumerate(kinds):
-        x = _layer(net, f"layers.{index}", x, rotaries[kind], biases[kind])
-    return _norm(net, "final_norm", x)
+        x = _layer(net, f"layers.{index}", net.layer(index, x), rotaries[kind], biases[kind])
+    # The last state is the normalised one, in transformers too.
+    return net.layer(len(kinds), _norm(net, "final_norm", x))
 
 
 def _layer(net: Net, layer: str, x: str, rotary: Rotary, bias: Bias | None) -> str:

@@ -24,7 +24,7 @@ def encoder(net: Net) -> str:
         net.embed(bert.WORDS, net.packing.ids),
         net.embed(bert.POSITIONS, net.packing.positions, positions),
     )
-    x = net.norm("embeddings.LayerNorm", x, config["layer_norm_eps"])
+    x = net.layer(0, net.norm("embeddings.LayerNorm", x, config["layer_norm_eps"]))
     layer = bert.Layer(
         heads=config["num_attention_heads"],
         epsilon=config["layer_norm_eps"],
@@ -35,7 +35,7 @@ def encoder(net: Net) -> str:
         attended_norm="attention.LayerNorm",
     )
     for index in range(config["num_hidden_layers"]):
-        x = layer(net, f"encoder.layer.{index}", x)
+        x = net.layer(index + 1, layer(net, f"encoder.layer.{index}", x))
     return x
 
 

@@ -25,9 +25,10 @@ def encoder(net: Net) -> str:
     heads, epsilon = _either(net, "n_head", "num_attention_heads"), _epsilon(net)
     prefix, names = ("encoder.layers", _ORIGINAL) if original else ("layers", NATIVE)
     layers = Layers(names, heads, epsilon, _activation(net), _rotary(net, heads))
-    x = net.norm("emb_ln" if original else "embeddings.LayerNorm", net.tokens(), epsilon)
+    norm = "emb_ln" if original else "embeddings.LayerNorm"
+    x = net.layer(0, net.norm(norm, net.tokens(), epsilon))
     for index in range(_either(net, "n_layer", "num_hidden_layers")):
-        x = layer(net, f"{prefix}.{index}", x, layers)
+        x = net.layer(index + 1, layer(net, f"{prefix}.{index}", x, layers))
     return x
 
 

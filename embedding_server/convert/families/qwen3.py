@@ -27,8 +27,9 @@ def encoder(net: Net) -> str:
     )
     x = net.embed("embed_tokens.weight", net.packing.ids)
     for index in range(config["num_hidden_layers"]):
-        x = _layer(net, f"layers.{index}", x, heads, rotary)
-    return net.rms_norm("norm", x, config["rms_norm_eps"])
+        x = _layer(net, f"layers.{index}", net.layer(index, x), heads, rotary)
+    # The last state is the normalised one, in transformers too.
+    return net.layer(config["num_hidden_layers"], net.rms_norm("norm", x, config["rms_norm_eps"]))
 
 
 def _layer(net: Net, layer: str, x: str, heads: Heads, rotary: Rotary) -> str:
