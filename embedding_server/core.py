@@ -138,7 +138,7 @@ class Markers(msgspec.Struct, frozen=True, kw_only=True):
     Behind the first token of a text goes `query` or `document`, a token or its id. Queries are
     filled up to `expand` tokens with `mask`, which the others attend to if `attend` says so. Tokens
     of a document that are one of the characters `skip` get no vector. `counted`: the limit in the
-    model's files counts the marker.
+    model's files counts the marker. Either has a limit of its own, with the marker; 0: the model's.
     """
 
     query: int | str
@@ -148,6 +148,8 @@ class Markers(msgspec.Struct, frozen=True, kw_only=True):
     attend: bool = False
     skip: str = ""
     counted: bool = True
+    query_tokens: int = 0
+    document_tokens: int = 0
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from embedding_server.catalog import FilesError, Locator, ModelFilesError, open_catalog
 from embedding_server.convert import ConvertError
-from embedding_server.core import ModelSpec, Precision
+from embedding_server.core import ModelSpec
 from embedding_server.errors import StartupError
 from embedding_server.runtime.cores import usable_cores
 from embedding_server.runtime.session import SessionError, Threads
@@ -54,7 +54,7 @@ def _tune(spec: ModelSpec, settings: Settings, seconds: float) -> None:
         print(f"{_describe(point.way.threads):32} {point.way.batch_tokens:7} {numbers}")
     way = settle(open_session, measured, cores, spec.max_tokens, seconds)
     cost = profiles.measure(open_session(way.threads), spec.max_tokens, _COST_SECONDS, cores)
-    quality = None if source.precision is Precision.FP32 else source.quality()
+    quality = source.quality() if source.judged else None
     profile = Profile(cost, way, _COST_SECONDS + seconds * len(tried), quality, spec.id)
     profiles.store(profile, source.profile_path)
     kept = f"{_describe(way.threads)}, {way.batch_tokens} tokens per batch"

@@ -17,6 +17,8 @@ _COMPRESS_FROM_BYTES = 1024
 
 async def json_vectors(vectors: Vectors) -> bytes:
     """A JSON array of arrays, float32 in its shortest form; the event loop runs in between."""
+    if isinstance(vectors, list) and any(one.size > _FLOATS_AT_ONCE for one in vectors):
+        return b"[" + b",".join([await json_vectors(one) for one in vectors]) + b"]"
     return await _json_array(vectors, lambda _, part: part)
 
 

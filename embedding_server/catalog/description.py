@@ -6,6 +6,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+ESSENTIAL = ("config.json", "tokenizer.json")
+"""What no text model does without."""
+
+CONFIGURATION = (
+    *ESSENTIAL,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "modules.json",
+    "1_Pooling/config.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "preprocessor_config.json",
+)
+"""What is fetched beside a model's own files, as far as it is there."""
+
 
 class ModelFilesError(Exception):
     """A model's files are missing or say something that cannot be served."""

@@ -5,16 +5,21 @@ configuration, both as for own models. Weights are fetched when the model is fir
 code of a repository is ever run.
 """
 
-import json
 import re
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from embedding_server.catalog.description import ModelFilesError
-from embedding_server.catalog.local import LOADABLE, describe, model_file, nothing_to_load
-from embedding_server.catalog.modules import dense_files
-from embedding_server.convert import FAMILIES, INDEX, WEIGHTS
+from embedding_server.catalog.description import CONFIGURATION, ESSENTIAL, ModelFilesError
+from embedding_server.catalog.local import (
+    LOADABLE,
+    describe,
+    model_file,
+    nothing_to_load,
+    require_family,
+)
+from embedding_server.catalog.modules import module_files
+from embedding_server.convert import INDEX, WEIGHTS
 from embedding_server.core import Kind, ModelSpec, Origin, Pooling
 
 if TYPE_CHECKING:
@@ -26,7 +31,6 @@ if TYPE_CHECKING:
 
 _REPOSITORY = re.compile(r"[^\s/]+/[^\s/]+")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-_NEEDED = ("config.json", "tokenizer.json")
 
 
 def is_repository(name: str) -> bool:
@@ -61,30 +65,37 @@ def discover(origin: Origin, hub: "Hub") -> ModelSpec:
         snapshot = hub.configuration(origin, ask=True)
     if not any(name in snapshot.names for name in LOADABLE):
         raise nothing_to_load(repo)
-    if missing := [name for name in _NEEDED if name not in snapshot.names]:
+    if missing := [name for name in _needed(snapshot.names) if name not in snapshot.names]:
         raise ModelFilesError(f"{repo} has no {', '.join(missing)}")
-    dense = dense_files(snapshot.directory)
-    if missing := [name for name in dense if name not in snapshot.names]:
+    modules = module_files(snapshot.directory)
+    if missing := [name for name in modules if name not in snapshot.names]:
         raise ModelFilesError(f"{repo} has no {', '.join(missing)}; pickled weights are not read")
-    configs = tuple(name for name in dense if name.endswith(".json"))
-    directory = hub.fetch(msgspec.structs.replace(origin, files=configs)) if dense else None
+    modules = tuple(name for name in modules if name not in CONFIGURATION)
+    configs = tuple(name for name in modules if name.endswith(".json"))
+    directory = hub.fetch(msgspec.structs.replace(origin, files=configs)) if configs else None
     spec = describe(directory or snapshot.directory, repo)
     file = model_file(spec, snapshot.present if hub.offline else snapshot.names, repo)
     if file is None:
-        _require_family(json.loads((snapshot.directory / "config.json").read_bytes()), repo)
-    found = msgspec.structs.replace(origin, files=_files(file, snapshot.names) + dense)
+        require_family(snapshot.directory, repo)
+    found = msgspec.structs.replace(origin, files=_files(file, snapshot.names) + modules)
     if hub.offline:
         hub.fetch(found)
     return msgspec.structs.replace(spec, origin=found, file=file)
 
 
+def _needed(names: "Collection[str]") -> "Names":
+    """What there must be: images are not tokenised."""
+    picture = "preprocessor_config.json" in names and "tokenizer.json" not in names
+    return ("config.json",) if picture else ESSENTIAL
+
+
 def _is_whole(snapshot: "Snapshot") -> bool:
     try:
-        dense = dense_files(snapshot.directory)
+        modules = module_files(snapshot.directory)
     except ModelFilesError:
         return False
     there = snapshot.present
-    return not there.isdisjoint(LOADABLE) and there.issuperset(dense)
+    return not there.isdisjoint(LOADABLE) and there.issuperset(modules)
 
 
 def _files(file: str | None, names: "Collection[str]") -> "Names":
@@ -94,10 +105,3 @@ def _files(file: str | None, names: "Collection[str]") -> "Names":
     if WEIGHTS in names:
         return (WEIGHTS,)
     return (INDEX, *sorted(filter(_SHARD.fullmatch, names)))
-
-
-def _require_family(config: dict[str, list[str] | None], repo: str) -> None:
-    architecture = (config.get("architectures") or ["none"])[0]
-    if architecture not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ModelFilesError(f"{repo} is of the architecture {architecture}, not one of {known}")

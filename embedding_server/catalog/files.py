@@ -24,8 +24,9 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
+from embedding_server.catalog.description import CONFIGURATION
 from embedding_server.catalog.local import FilesError
-from embedding_server.catalog.snapshot import CONFIGURATION, Snapshot, folder, real_files
+from embedding_server.catalog.snapshot import Snapshot, folder, real_files
 from embedding_server.core import Origin
 
 __all__ = ["FilesError", "Hub"]

@@ -4,7 +4,8 @@ A file of a few kilobytes may unpack to gigabytes, so its size is looked at befo
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from embedding_server.core import Encoding, Item, Picture, Text
 from embedding_server.runtime.encoder import InputError
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
+_MOST_STRETCH = 50
+"""The shorter side is brought to the model's size, and the longer one with it."""
 _PROBE_SIDE = 32
 
 
@@ -25,16 +28,27 @@ def open_image(index: int, file: bytes, max_pixels: int) -> Image.Image:
     Raises:
         InputError: it is no image of a known format, is damaged, or has more pixels than that.
     """
-    try:
+    with _explained(index):
         image = Image.open(io.BytesIO(file), formats=_FORMATS)
         width, height = image.size
-        if width * height <= max_pixels:
-            image.load()
-            return image
+        if max(width, height) > _MOST_STRETCH * min(width, height):
+            raise InputError(index, f"is {width} x {height}, more than 1:{_MOST_STRETCH}")
+        if width * height > max_pixels:
+            allowed = f"at most {max_pixels} are allowed"
+            raise InputError(index, f"has {width} x {height} pixels, {allowed}")
+        image.load()
+        return image
+
+
+@contextmanager
+def _explained(index: int) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
     except Exception as exc:  # the library's parsers raise what they like on damaged files
         known = ", ".join(_FORMATS)
         raise InputError(index, f"is no image that can be read, known are {known}") from exc
-    raise InputError(index, f"has {width} x {height} pixels, at most {max_pixels} are allowed")
 
 
 class ImageEncoder:
@@ -59,7 +73,9 @@ class ImageEncoder:
     def _encode(self, index: int, file: Text) -> Encoding:
         if not isinstance(file, bytes):
             raise InputError(index, "is a text, and the model takes images")
-        return Encoding(self._prepare(open_image(index, file, self._max_pixels)))
+        image = open_image(index, file, self._max_pixels)
+        with _explained(index):
+            return Encoding(self._prepare(image))
 
 
 def preparation(directory: Path) -> Callable[[Image.Image], Picture]:

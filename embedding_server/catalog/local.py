@@ -12,8 +12,15 @@ from typing import Any
 import msgspec
 
 from embedding_server.catalog.description import ModelFilesError, read, readable
-from embedding_server.catalog.modules import dense_files, form
-from embedding_server.convert import INDEX, WEIGHTS, ConvertError, require_weights
+from embedding_server.catalog.modules import form, module_files
+from embedding_server.convert import (
+    FAMILIES,
+    INDEX,
+    WEIGHTS,
+    ConvertError,
+    require_weights,
+    weight_files,
+)
 from embedding_server.core import Kind, ModelSpec, Overrides
 from embedding_server.settings import Names
 
@@ -73,14 +80,20 @@ def read_directory(
     """
     wanted = (said.file,) if said.file else LOADABLE
     _require_inside(directory, (*wanted, *_DATA, *_DESCRIPTIONS))
-    _require_inside(directory, dense_files(directory))
+    _require_inside(directory, module_files(directory))
     spec = describe(directory, name, said, kind)
+    if spec.kind is not Kind.IMAGE and not (directory / "tokenizer.json").exists():
+        raise ModelFilesError(f"{directory / 'tokenizer.json'} is missing")
     _require_weights(directory, spec)
     there = [file for file in wanted if (directory / file).is_file()]
+    file = model_file(spec, there, directory, wanted)
+    if file is None:
+        require_family(directory, directory)
+        _require_inside(directory, tuple(path.name for path in _weights(directory)))
     return msgspec.structs.replace(
         spec,
         located=directory,
-        file=model_file(spec, there, directory, wanted),
+        file=file,
         description=description,
         aliases=aliases,
         weights_sha256=weights_sha256,
@@ -122,6 +135,23 @@ def model_file(
     raise nothing_to_load(owner, wanted)
 
 
+def require_family(directory: Path, owner: object) -> None:
+    """Raise `ModelFilesError` if the architecture in `directory`, of `owner`, is not converted."""
+    with readable(directory):
+        config = read(directory / "config.json", required=True)
+        architecture = (config.get("architectures") or ["none"])[0]
+    if architecture not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ModelFilesError(f"{owner} is of the architecture {architecture}, not one of {known}")
+
+
+def _weights(directory: Path) -> list[Path]:
+    try:
+        return weight_files(directory)
+    except ConvertError as exc:
+        raise ModelFilesError(str(exc)) from exc
+
+
 def nothing_to_load(owner: object, wanted: Names = LOADABLE) -> ModelFilesError:
     """What is wrong with `owner` where it has none of these files."""
     return ModelFilesError(f"{owner} has none of {', '.join(wanted)}; pickled weights are not read")
@@ -155,16 +185,23 @@ def descriptions(directory: Path) -> list[str]:
         ModelFilesError: modules.json is odd.
     """
     modules = (str(path.relative_to(directory)) for path in directory.glob("*/config.json"))
-    names = {*_DESCRIPTIONS, *dense_files(directory), *modules}
+    names = {*_DESCRIPTIONS, *module_files(directory), *modules}
     return sorted(name for name in names if (directory / name).is_file())
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as exc:  # links in a circle
+        raise ModelFilesError(f"{path}: {exc}") from exc
 
 
 def _require_inside(directory: Path, names: Names) -> None:
     """Refuse links that leave the directory."""
     root = directory.resolve()
     for path in (directory / name for name in names):
-        if not path.resolve().is_relative_to(root):
-            raise ModelFilesError(f"{path} is a link to {path.resolve()}, outside its directory")
+        if not _resolved(path).is_relative_to(root):
+            raise ModelFilesError(f"{path} is a link to {_resolved(path)}, outside its directory")
 
 
 def _require_weights(directory: Path, spec: ModelSpec) -> None:
@@ -179,6 +216,9 @@ def _describe(directory: Path, name: str, said: Overrides, wanted: Kind | None) 
     config = read(directory / "config.json", required=not pictures)
     found = form(directory, config, said, wanted)
     limit = _STATIC_TOKENS if found.kind is Kind.STATIC else said.max_tokens
+    if found.markers and not limit:
+        # pylate writes the limit of whatever it tokenised last elsewhere.
+        limit = max(found.markers.query_tokens, found.markers.document_tokens)
     if not limit and found.kind is not Kind.IMAGE:
         limit = _max_tokens(directory, config)
     return ModelSpec(

@@ -29,7 +29,21 @@ _POOLING_FLAGS = {
     "pooling_mode_cls_token": Pooling.CLS,
     "pooling_mode_lasttoken": Pooling.LAST,
 }
-_KNOWN = ("Transformer", "MLMTransformer", "Pooling", "SpladePooling", "Dense", "Normalize")
+_KNOWN = (
+    "Transformer",
+    "MLMTransformer",
+    "StaticEmbedding",
+    "Pooling",
+    "SpladePooling",
+    "Dense",
+    "Normalize",
+)
+_NEW_FLAGS = {
+    "pooling_mode_mean": "pooling_mode_mean_tokens",
+    "pooling_mode_cls": "pooling_mode_cls_token",
+}
+_DESCRIBED = ("Pooling", "SpladePooling", "Dense")
+"""Modules with a configuration of their own."""
 _PLAIN = re.compile(r"\w[\w.-]*")
 """A name of a directory, which is neither `..` nor a pattern."""
 _POOLED = "sentence_embedding"
@@ -100,7 +114,8 @@ def _is_image(files: _Files) -> bool:
 
 
 def _is_scored(files: _Files) -> bool:
-    asked = files.architecture.endswith("ForCausalLM") and not files.modules
+    told = files.modules or files.said.pooling
+    asked = files.architecture.endswith("ForCausalLM") and not told
     return asked or files.architecture.endswith("ForSequenceClassification")
 
 
@@ -121,7 +136,7 @@ def _dense(files: _Files) -> Form:
     projections = _projections(files.directory, modules, width)
     return Form(
         kind=Kind.DENSE,
-        pooling=files.said.pooling or _pooling(files.directory / "1_Pooling" / "config.json"),
+        pooling=files.said.pooling or _pooling(files),
         dimensions=projections[-1].outputs if projections else width,
         projections=projections,
     )
@@ -153,8 +168,17 @@ def _multi(files: _Files) -> Form:
             expand=int(said["query_length"]) if said.get("do_query_expansion", True) else 0,
             attend=bool(said.get("attend_to_expansion_tokens")),
             skip="".join(word for word in said.get("skiplist_words", ()) if len(word) == 1),
+            mask=_mask(files),
+            query_tokens=int(said["query_length"]),
+            document_tokens=int(said["document_length"]),
         )
     return Form(kind=Kind.MULTI, pooling=Pooling.TOKENS, dimensions=width, markers=markers)
+
+
+def _mask(files: _Files) -> str:
+    """The token that the tokenizer's configuration calls the mask."""
+    said = read(files.directory / "tokenizer_config.json").get("mask_token") or "[MASK]"
+    return str(said["content"] if isinstance(said, dict) else said)
 
 
 def _cross(files: _Files) -> Form:
@@ -183,16 +207,18 @@ _FORMS: Mapping[Kind, Callable[[_Files], Form]] = {
 }
 
 
-def dense_files(directory: Path) -> Names:
-    """What the Dense modules in `directory` consist of: configurations, then weights.
+def module_files(directory: Path) -> Names:
+    """What describes the modules in `directory`, and then the weights of Dense ones.
 
     Raises:
         ModelFilesError: modules.json is odd, or a module lies outside the directory.
     """
     with readable(directory):
-        modules = read(directory / "modules.json")
-        paths = [_path(directory, module) for module in modules if _kind(module) == "Dense"]
-    return tuple(f"{path}/{name}" for name in ("config.json", WEIGHTS) for path in paths)
+        modules = read(directory / "modules.json") or []
+        described = [one for one in modules if _kind(one) in _DESCRIBED and "path" in one]
+        paths = {_path(directory, one): _kind(one) for one in described}
+    weights = [f"{path}/{WEIGHTS}" for path, kind in paths.items() if kind == "Dense"]
+    return (*(f"{path}/config.json" for path in paths), *weights)
 
 
 def _kind(module: dict[str, str]) -> str:
@@ -245,13 +271,24 @@ def _projection(directory: Path, path: str, *, normalized: bool) -> Projection:
     )
 
 
-def _pooling(path: Path) -> Pooling:
-    flags = read(path) or {"pooling_mode_mean_tokens": True}
-    chosen = [key for key, on in flags.items() if key.startswith("pooling_mode_") and on is True]
-    if len(chosen) != 1 or chosen[0] not in _POOLING_FLAGS:
+def _pooling(files: _Files) -> Pooling:
+    """What the Pooling module says; where none is described, it is the mean."""
+    modules = [one for one in files.modules if _kind(one) == "Pooling" and "path" in one]
+    paths = [_path(files.directory, one) for one in modules]
+    path = files.directory / (paths[0] if paths else "1_Pooling") / "config.json"
+    said = read(path, required=bool(paths))
+    if said.get("include_prompt", True) is False:
+        raise ModelFilesError(f"{path}: include_prompt false is not supported")
+    chosen = [key for key, on in said.items() if key.startswith("pooling_mode_") and on is True]
+    if mode := said.get("pooling_mode"):  # as newer versions write it
+        chosen += [f"pooling_mode_{one}" for one in ([mode] if isinstance(mode, str) else mode)]
+    names = dict.fromkeys(_NEW_FLAGS.get(flag, flag) for flag in chosen)
+    if not said:
+        return Pooling.MEAN
+    if len(names) != 1 or not names.keys() <= _POOLING_FLAGS.keys():
         known = ", ".join(_POOLING_FLAGS)
-        raise ModelFilesError(f"{path}: pooling {chosen} is not supported, one of {known} is")
-    return _POOLING_FLAGS[chosen[0]]
+        raise ModelFilesError(f"{path}: pooling {list(names)} is not supported, one of {known} is")
+    return _POOLING_FLAGS[next(iter(names))]
 
 
 def _width(config: dict[str, Any]) -> int:

@@ -4,6 +4,7 @@ They take texts and images rather than token ids: their counting of words, their
 their tasks are theirs. Admission, lines and batches are the same as for all other models.
 """
 
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -36,7 +37,7 @@ _IMAGE_TOKENS = 1024
 class Passage(msgspec.Struct, frozen=True):
     """A text or an image on its way to an object; it counts for so many tokens."""
 
-    content: str | Image.Image
+    content: str | bytes
     method: str
     tokens: int
 
@@ -87,8 +88,9 @@ class ObjectEncoder:
 
     def _encode(self, index: int, text: Text) -> Encoding:
         if isinstance(text, bytes):
-            image = open_image(index, text, self._max_pixels)
-            return Encoding(Passage(image, self._methods.image, _IMAGE_TOKENS))
+            # It is unpacked again when its turn has come: a request of many would fill the memory.
+            open_image(index, text, self._max_pixels)
+            return Encoding(Passage(text, self._methods.image, _IMAGE_TOKENS))
         assert isinstance(text, str)
         method = self._methods.query if isinstance(text, Query) else self._methods.document
         if not self._tokenizer:
@@ -159,7 +161,8 @@ class ObjectSession:
 
     def _call(self, method: str, contents: list[Any]) -> Iterable[Vector]:
         embed: Callable[..., Iterable[Any]] = getattr(self._object, method)
-        return map(_vector, embed(contents))
+        given = [Image.open(io.BytesIO(one)) if isinstance(one, bytes) else one for one in contents]
+        return map(_vector, embed(given))
 
 
 def _class(name: str) -> Any:

@@ -174,7 +174,9 @@ def _graph(file: str) -> str | None:
 def _files(old: str | None, files: Sequence[str], new: str) -> tuple[str, ...]:
     """A model's files with another graph; its external data is called after the graph."""
     if old is None or new == WEIGHTS:
-        return (new,)
+        # What else there is belongs to the modules behind the graph.
+        kept = [name for name in files if "/" in name and not name.startswith("onnx/")]
+        return (new, *(name for name in kept if name != new))
     return tuple(new + name.removeprefix(old) if name.startswith(old) else name for name in files)
 
 

@@ -15,23 +15,11 @@ import msgspec
 from huggingface_hub import RepoFile, get_cached_repo_tree
 from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
+from embedding_server.catalog.description import CONFIGURATION, ESSENTIAL
 from embedding_server.convert.links import place
 from embedding_server.settings import Names
 
-__all__ = ["CONFIGURATION", "Snapshot", "folder", "real_files"]
-
-_ESSENTIAL = ("config.json", "tokenizer.json")
-CONFIGURATION = (
-    *_ESSENTIAL,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "modules.json",
-    "1_Pooling/config.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "preprocessor_config.json",
-)
-"""What is fetched beside a model's own files, as far as it is there."""
+__all__ = ["Snapshot", "folder", "real_files"]
 
 _SHA1, _SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
 
@@ -64,7 +52,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     def configuration(self) -> Names:
         """The configuration that was published; a guess where that is not known."""
         if self.listing is None:
-            return _ESSENTIAL
+            return ESSENTIAL
         return tuple(name for name in CONFIGURATION if name in self.listing)
 
     @property

@@ -4,7 +4,7 @@
 """
 
 from embedding_server.convert.build import convert, convert_layers, model_type
-from embedding_server.convert.checkpoint import INDEX, WEIGHTS, stored_precision
+from embedding_server.convert.checkpoint import INDEX, WEIGHTS, stored_precision, weight_files
 from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.families import FAMILIES
 from embedding_server.convert.hashes import content_hash
@@ -34,4 +34,5 @@ __all__ = [
     "origins",
     "require_weights",
     "stored_precision",
+    "weight_files",
 ]

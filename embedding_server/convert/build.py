@@ -76,6 +76,8 @@ def convert(
     config = _read_config(spec.directory / "config.json")
     words = [str(VERSION), *digests, spec.kind, spec.pooling, rounded]
     words.append(json.dumps(config, sort_keys=True))
+    if spec.template:  # the ids of its answers
+        words.append(content_hash(spec.directory / "tokenizer.json", cache))
     if int8:
         words.append(f"int8 {int8.key} {int8.limit} {int8.fp32_share}")
 
@@ -188,6 +190,8 @@ def _build(
             result = _RESULTS[spec.kind](net, family, states, spec.pooling)
         except KeyError as exc:
             raise ConvertError(f"config.json has no {exc}") from exc
+        except (TypeError, ValueError, IndexError) as exc:
+            raise ConvertError(f"config.json does not fit the weights: {exc}") from exc
         graph.output("sentence_embedding", result, "texts", "width")
         if spec.kind is Kind.DENSE or layers:
             graph.output("token_embeddings", states, "tokens", "width")

@@ -67,9 +67,9 @@ class Checkpoint:
         self._done, self._progress = 0, reading.progress or Logged()
 
     def __enter__(self) -> "Checkpoint":
-        with _explained(self._files):
+        with _explained(self._files), contextlib.ExitStack() as stack:
             for index, path in enumerate(self._files):
-                file = self._stack.enter_context(safe_open(path, framework="numpy"))
+                file = stack.enter_context(safe_open(path, framework="numpy"))
                 header, start = _header(path)
                 for name in file.keys():  # noqa: SIM118 - no dict
                     first, last = header[name]["data_offsets"]
@@ -81,6 +81,7 @@ class Checkpoint:
                     self._tensors[self._called(name)] = _Tensor(
                         file, name, header[name]["shape"], place if as_it_is else None
                     )
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -200,7 +201,12 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(length)), 8 + length
+        if length > path.stat().st_size:
+            raise ValueError(f"no safetensors file: its header would have {length} bytes")
+        header = json.loads(file.read(length))
+        if not isinstance(header, dict):
+            raise TypeError("no safetensors file: its header is no object")
+        return header, 8 + length
 
 
 @contextlib.contextmanager

@@ -108,6 +108,12 @@ class Graph:
         """Append one of ONNX Runtime's contrib operators."""
         return self._append(op, inputs, _CONTRIB, attributes)[0]
 
+    def node_outputs(
+        self, op: str, outputs: int, *inputs: str, **attributes: Any
+    ) -> tuple[str, ...]:
+        """The same as `node` with so many outputs."""
+        return self._append(op, inputs, "", attributes, outputs)
+
     def contrib_outputs(
         self, op: str, outputs: int, *inputs: str, **attributes: Any
     ) -> tuple[str, ...]:

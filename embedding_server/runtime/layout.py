@@ -199,7 +199,7 @@ class Pixels:
 
     def vectors(self, value: Array, items: Sequence[Picture]) -> Rows:
         """See `Layout`; axes of length 1 behind a vector are dropped."""
-        rows = value[:, 0] if self._first and value.ndim == 3 else value
+        rows = value[:, 0].copy() if self._first and value.ndim == 3 else value
         return rows.reshape(len(items), -1).astype(np.float32, copy=False)
 
     def sample(self, tokens: int) -> Picture:  # noqa: ARG002 - all images are alike
@@ -293,7 +293,7 @@ def _tokens(states: Rows, texts: Sequence[Ids]) -> Vectors:
 
 _POOLINGS: Mapping[Pooling, Callable[[Rows, Sequence[Ids]], Vectors]] = {
     Pooling.MEAN: _mean,
-    Pooling.CLS: lambda states, _: states[:, 0],
+    Pooling.CLS: lambda states, _: states[:, 0].copy(),  # or all states live on
     Pooling.LAST: lambda states, texts: states[np.arange(len(states)), _lengths(texts) - 1],
     Pooling.TOKENS: _tokens,
     Pooling.SPLADE: _splade,

@@ -24,6 +24,7 @@ class MarkingTokenizer(Tokenizer):
     def __init__(self, path: Path, max_tokens: int, markers: Markers) -> None:
         super().__init__(path, max_tokens)
         self._expand = markers.expand
+        self._query_tokens, self._document_tokens = markers.query_tokens, markers.document_tokens
         self._query = self._id(markers.query)
         self._document = self._id(markers.document)
         self._mask = self._id(markers.mask) if markers.expand else 0
@@ -38,10 +39,17 @@ class MarkingTokenizer(Tokenizer):
     def encode(self, texts: Sequence[Text]) -> list[Encoding]:
         """See `Encoder`."""
         encodings = zip(texts, super().encode(texts), strict=True)
-        return [
-            Encoding(self._marked(encoding.item, query=isinstance(text, Query)), encoding.truncated)
-            for text, encoding in encodings
-        ]
+        return [self._limited(text, encoding) for text, encoding in encodings]
+
+    def _limited(self, text: Text, encoding: Encoding) -> Encoding:
+        """The text within the limit of its side, marked."""
+        query, ids = isinstance(text, Query), encoding.item
+        limit = (self._query_tokens if query else self._document_tokens) or self.max_tokens
+        cut = len(ids) >= limit
+        if cut:
+            end = len(self._suffix)
+            ids = np.concatenate([ids[: limit - 1 - end], ids[len(ids) - end :]])
+        return Encoding(self._marked(ids, query=query), encoding.truncated or cut)
 
     def _marked(self, ids: Ids, *, query: bool) -> Ids:
         if query:

@@ -32,11 +32,16 @@ class CheckError(Exception):
     """The model does not do what it should; the message says what it did."""
 
 
+class NeighboursError(CheckError):
+    """What the model makes of a text depends on what it is batched with."""
+
+
 def check(spec: ModelSpec, items: Sequence[Item], session: Session) -> list[Vector]:
     """Run a few inputs together and alone; returns what each gives alone.
 
     Raises:
-        CheckError: vectors have the wrong form, are not finite, or depend on their neighbours.
+        NeighboursError: vectors depend on their neighbours.
+        CheckError: they have the wrong form, or are not finite.
     """
     together = session.run(items)
     if len(together) != len(items):
@@ -53,7 +58,9 @@ def check(spec: ModelSpec, items: Sequence[Item], session: Session) -> list[Vect
         scale = max(length, 1.0) if spec.kind in _MAY_BE_ZERO else length
         difference = _difference(vector, alone) / scale
         if difference > _TOLERANCE:
-            raise CheckError(f"a text's vector differs by {difference:.1e} with its neighbours")
+            raise NeighboursError(
+                f"a text's vector differs by {difference:.1e} with its neighbours"
+            )
     return apart
 
 

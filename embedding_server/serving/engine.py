@@ -9,6 +9,8 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -40,6 +42,8 @@ from embedding_server.serving.kinds import finished, scores
 from embedding_server.serving.model import TextTooLong
 from embedding_server.serving.registry import Registry
 from embedding_server.serving.schedule import Lane
+
+T = TypeVar("T")
 
 _MAX_PROMPT_CHARS = 10_000
 
@@ -161,12 +165,14 @@ class Engine:
             except RunError as exc:
                 raise EmbeddingError(str(exc)) from exc
             kind = raw.spec.kind
-            vectors = finished(
+            finish = partial(
+                finished,
                 kind,
                 raw.vectors,
                 dimensions=options.dimensions,
                 normalize=options.normalize,
             )
+            vectors = await _off_loop(kind, finish)
             width = 0 if kind is Kind.SPARSE else options.dimensions or raw.spec.dimensions
             return Embeddings(vectors, width, raw.usage)
 
@@ -200,7 +206,8 @@ class Engine:
                 raise _too_long(which, exc.limit) from exc
             except RunError as exc:
                 raise RerankError(str(exc)) from exc
-            found = scores(raw.spec.kind, raw.vectors)
+            kind = raw.spec.kind
+            found = await _off_loop(kind, partial(scores, kind, raw.vectors))
             order = np.argsort(-found, kind="stable")[:top].tolist()
             return Ranking(order, [float(found[index]) for index in order], raw.usage)
 
@@ -268,6 +275,11 @@ class Engine:
         finally:
             seconds = time.perf_counter() - started
             self.metrics.record_request(task, label, status, items, seconds)
+
+
+async def _off_loop(kind: Kind, work: Callable[[], T]) -> T:
+    """The work's result; that of vectors per token takes too long for the event loop."""
+    return await asyncio.to_thread(work) if kind is Kind.MULTI else work()
 
 
 def _text_name(index: int) -> str:

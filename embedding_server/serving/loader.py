@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
 
+import structlog
+
 from embedding_server.catalog import FilesError, ModelFilesError
 from embedding_server.convert import ConvertError
 from embedding_server.core import ModelSpec, Precision
@@ -11,12 +13,14 @@ from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.session import SessionError
 from embedding_server.runtime.tokenizer import TokenizerError
 from embedding_server.serving.batcher import Batcher
-from embedding_server.serving.check import CheckError, check
+from embedding_server.serving.check import CheckError, NeighboursError, check
 from embedding_server.serving.device import Device
 from embedding_server.serving.kinds import probes
 from embedding_server.serving.model import Model
 from embedding_server.serving.references import hold
 from embedding_server.serving.source import RunPlan, Source
+
+log = structlog.get_logger()
 
 
 class LoadError(Exception):
@@ -81,9 +85,16 @@ class Loader:
                 profile = source.profile(
                     quiet=lambda: self._device.idle and self._device.runs == runs
                 )
-                session = source.open(profile.way.threads)
                 items = [one.item for one in source.encoder.encode(probes(spec))]
-                hold(spec, source, session, items, check(spec, items, session))
+                session = source.open(profile.way.threads)
+                try:
+                    apart = check(spec, items, session)
+                except NeighboursError as exc:
+                    # Graphs that quantise as they run take one scale for all of a batch.
+                    log.warning("model.runs_apart", model=spec.id, reason=str(exc))
+                    session = source.open(profile.way.threads, apart=True)
+                    apart = check(spec, items, session)
+                hold(spec, source, session, items, apart)
                 batcher = Batcher(
                     spec.id,
                     session,

@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 
 from embedding_server.core import Encoding, ModelSpec, Precision, Text
 from embedding_server.observability.metrics import Metrics
-from embedding_server.runtime.encoder import Encoder
+from embedding_server.runtime.encoder import Encoder, InputError
 from embedding_server.serving.batcher import Batcher
 from embedding_server.serving.cost import Work
 from embedding_server.serving.profile import Quality
@@ -93,8 +93,7 @@ class Model:
         if chars <= self._encoder.quick_chars:
             encodings = self._encoder.encode(texts)
         else:
-            loop = asyncio.get_running_loop()
-            encodings = await loop.run_in_executor(self._executor, self._encoder.encode, texts)
+            encodings = await self._encode_elsewhere(texts)
         seconds = time.perf_counter() - started
         self._metrics.child(self._metrics.tokenize_seconds, self.spec.id).observe(seconds)
         self._learn(chars, encodings)
@@ -102,6 +101,19 @@ class Model:
             for index, encoding in enumerate(encodings):
                 if encoding.truncated:
                     raise TextTooLong(index, self._encoder.max_tokens)
+        return encodings
+
+    async def _encode_elsewhere(self, texts: Sequence[Text]) -> list[Encoding]:
+        """On another thread; images one by one, so that nobody waits for all of them."""
+        run, encode = asyncio.get_running_loop().run_in_executor, self._encoder.encode
+        if not any(isinstance(text, bytes) for text in texts):
+            return await run(self._executor, encode, texts)
+        encodings = []
+        for index, text in enumerate(texts):
+            try:
+                encodings += await run(self._executor, encode, [text])
+            except InputError as exc:
+                raise InputError(index, str(exc)) from exc
         return encodings
 
     def _learn(self, chars: int, encodings: Sequence[Encoding]) -> None:

@@ -149,12 +149,13 @@ class Source:
         wanted = min(self._plan.threads_per_run, self._cores)
         return Threads(wanted) if wanted else None
 
-    def open(self, threads: Threads, *, wide: bool = True) -> Session:
+    def open(self, threads: Threads, *, wide: bool = True, apart: bool = False) -> Session:
         """A session; a graph that cannot be opened is dropped and made anew next time.
 
         Args:
             threads: of a run.
             wide: a second session for lone runs, on all cores.
+            apart: run every text alone.
         """
         if self._spec.fastembed:
             # Here, because its libraries take half a second.
@@ -169,7 +170,7 @@ class Source:
                 layout=self._layout,
                 projections=self._projections,
                 precision=self.precision,
-                reproducible=self._plan.reproducible,
+                reproducible=self._plan.reproducible or apart,
             )
         except SessionError:
             made = (None if self._exported else self._graph, self._projections)
@@ -206,13 +207,14 @@ class Source:
     @property
     def reference_path(self) -> Path | None:
         """Where fp32's vectors of the probes are kept; None for models over 2 GB."""
-        if self.precision is not Precision.FP32:
-            return self._in_fp32().reference_path
         if sum(path.stat().st_size for path in self._files()) > _LARGEST_COMPARED:
             return None
+        if self.precision is not Precision.FP32:
+            return self._in_fp32().reference_path
         spec = self._spec
-        inputs = (probes(spec), spec.max_tokens, spec.pad, spec.markers, spec.fastembed)
-        key = f"{_REFERENCES} {self._content} {inputs}"
+        inputs = (probes(spec), spec.max_tokens, spec.pad, spec.markers, spec.template)
+        how = (spec.fastembed, spec.overrides.pooling)
+        key = f"{_REFERENCES} {self._content} {inputs} {how}"
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
         return self._plan.cache.expanduser() / "references" / f"{name}.npz"
 
@@ -224,6 +226,11 @@ class Source:
         """
         key = f"{self._identity} {self._spec.max_tokens} {provider}"
         return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+    @property
+    def judged(self) -> bool:
+        """Whether it has a quality: vectors of a reduced precision do."""
+        return self.precision is not Precision.FP32 and self._spec.kind is Kind.DENSE
 
     def quality(self) -> Quality:
         """What the reduced precision is worth, against fp32."""
@@ -281,7 +288,7 @@ class Source:
                 partial(self.open, wide=False), tried, self._cores, limit, seconds=half, quiet=quiet
             )
         session = self.open(way.threads, wide=False)
-        judged = half and self.precision is not Precision.FP32
+        judged = half and self.judged
         return Profile(
             cost=profiles.measure(session, limit, half, self._cores, quiet),
             way=way,
@@ -293,6 +300,8 @@ class Source:
 
 def _precision(spec: ModelSpec, plan: RunPlan) -> Precision:
     """What a model computes in; rounding weights to what they are is computing in fp32."""
+    if spec.file and spec.overrides.file:
+        return Precision.FP32  # the file that an operator chose is what it is
     precision = spec.precision or plan.precision
     if spec.file and not precision:
         return Precision.FP32

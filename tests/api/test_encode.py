@@ -47,3 +47,12 @@ def test_base64_row() -> None:
 def test_json_object() -> None:
     """Values that are bytes stand as they are, others are encoded."""
     assert json.loads(json_object(a=b"[1]", b='x"y', c=3)) == {"a": [1], "b": 'x"y', "c": 3}
+
+
+async def test_ragged_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text's many vectors are written in parts too, and come back whole."""
+    monkeypatch.setattr(encode, "_FLOATS_AT_ONCE", 12)
+    ragged = [ROWS, ROWS[:1], ROWS[:0]]
+    written = json.loads(await json_vectors(ragged))
+    assert [len(one) for one in written] == [7, 1, 0]
+    assert np.array_equal(np.array(written[0], np.float32), ROWS)

@@ -288,6 +288,7 @@ async def test_texts_and_images_of_one_model(client: Client, files: dict[str, Pa
         (coded(b"GIF89a no image"), "image 1 is no image that can be read"),
         (coded(PICTURES[0][:-300]), "image 1 is no image that can be read"),
         (coded(picture(2000, 1000)), "image 1 has 2000 x 1000 pixels, at most 1000000"),
+        (coded(picture(4, 4000)), "image 1 is 4 x 4000, more than 1:50"),
     ],
 )
 async def test_bad_images(
