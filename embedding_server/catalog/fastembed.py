@@ -13,7 +13,7 @@ import msgspec
 from embedding_server.core import FastEmbedModel, Kind, Markers, ModelSpec, Origin, Pooling
 from embedding_server.errors import StartupError
 
-_STATIC_TOKENS = 512
+STATIC_TOKENS = 512
 """FastEmbed's own limit for static models, whose files say none."""
 _GIGABYTE = 1_000_000_000
 
@@ -103,7 +103,7 @@ def translate(listing: type[Any]) -> Iterator[ModelSpec]:
             file=model.model_file,
             pooling=pooling,
             normalize=normalize,
-            max_tokens=_STATIC_TOKENS if kind is Kind.STATIC else 0,
+            max_tokens=STATIC_TOKENS if kind is Kind.STATIC else 0,
             dimensions=getattr(model, "dim", 0) or getattr(model, "vocab_size", 0),
             description=model.description,
             license=model.license,

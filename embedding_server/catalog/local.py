@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from embedding_server.catalog.description import ModelFilesError, read, readable
+from embedding_server.catalog.fastembed import STATIC_TOKENS
 from embedding_server.catalog.modules import form, module_files
 from embedding_server.convert import (
     FAMILIES,
@@ -43,8 +44,6 @@ _POSITIONS = ("max_position_embeddings", "n_positions", "max_trained_positions")
 _NOTHING = Overrides()
 _EXPORTED = (Kind.MULTI, Kind.IMAGE)
 """Kinds that are not converted from weights."""
-_STATIC_TOKENS = 512
-"""What FastEmbed reads of a text for a static model."""
 _UNLIMITED = 1_000_000
 """tokenizer_config.json writes 1e30 where it knows no limit."""
 
@@ -167,7 +166,8 @@ def complete(spec: ModelSpec, directory: Path) -> ModelSpec:
     with readable(directory):
         own = spec.fastembed or spec.kind is Kind.IMAGE
         config = read(directory / "config.json", required=not own)
-        limited = not own or (directory / "tokenizer.json").exists()
+        tokenised = spec.kind is not Kind.IMAGE and (directory / "tokenizer.json").exists()
+        limited = tokenised or not own
         limit = _max_tokens(directory, config, spec.max_tokens) if limited else 0
         return msgspec.structs.replace(
             spec,
@@ -215,7 +215,7 @@ def _describe(directory: Path, name: str, said: Overrides, wanted: Kind | None) 
     pictures = (directory / "preprocessor_config.json").exists()
     config = read(directory / "config.json", required=not pictures)
     found = form(directory, config, said, wanted)
-    limit = _STATIC_TOKENS if found.kind is Kind.STATIC else said.max_tokens
+    limit = STATIC_TOKENS if found.kind is Kind.STATIC else said.max_tokens
     if found.markers and not limit:
         # pylate writes the limit of whatever it tokenised last elsewhere.
         limit = max(found.markers.query_tokens, found.markers.document_tokens)
@@ -262,7 +262,7 @@ def weights_limit(directory: Path) -> int:
 
 def _positions(config: dict[str, Any]) -> int:
     found = next((int(config[key]) for key in _POSITIONS if config.get(key)), 0)
-    if config.get("model_type") in _OFFSET_POSITIONS:
+    if found and config.get("model_type") in _OFFSET_POSITIONS:
         pad = config.get("pad_token_id")
         found -= 2 if pad is None else 1 + pad
     return found

@@ -16,7 +16,7 @@ from embedding_server.convert.linear import Linear, bias_of, stored
 from embedding_server.convert.packing import Packing, Rotary
 
 WORDS = "embeddings.word_embeddings.weight"
-_SEGMENTS = "embeddings.token_type_embeddings.weight"
+SEGMENTS = "embeddings.token_type_embeddings.weight"
 
 
 class Net:
@@ -80,12 +80,12 @@ class Net:
         Without pairs all tokens belong to segment 0, as they do where the table has but one row.
         """
         x = self.embed(WORDS, self.packing.ids)
-        if _SEGMENTS not in self.weights:
+        if SEGMENTS not in self.weights:
             return x
-        table, segments = self.weights(_SEGMENTS), self.packing.segments
+        table, segments = self.weights(SEGMENTS), self.packing.segments
         if segments and len(table) > 1:
-            return self.add(x, self.embed(_SEGMENTS, segments))
-        return self.add(x, self.graph.weight(_SEGMENTS, table[0]))
+            return self.add(x, self.embed(SEGMENTS, segments))
+        return self.add(x, self.graph.weight(SEGMENTS, table[0]))
 
     def norm(self, name: str, states: str, epsilon: float) -> str:
         """Layer normalisation over the last axis, with or without a bias."""

@@ -275,6 +275,7 @@ class Source:
             "" if self._spec.file else self._graph.parent.name,
             self._spec.pooling,
             self._projections.parent.name if self._projections else "",
+            f"{self._spec.markers or ''}{self._spec.template or ''}",
         )
         digest.update(" ".join(words).encode())
         return digest.hexdigest()

@@ -2,12 +2,10 @@
 
 import msgspec
 
-from embedding_server.convert.blocks import Net
+from embedding_server.convert.blocks import SEGMENTS, WORDS, Net
 from embedding_server.convert.packing import Bias
 
-WORDS = "embeddings.word_embeddings.weight"
 POSITIONS = "embeddings.position_embeddings.weight"
-_SEGMENTS = "embeddings.token_type_embeddings.weight"
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,12 +47,12 @@ def embedded(net: Net, first: int = 0) -> str:
     weights, segments = net.weights, net.packing.segments
     table = weights(POSITIONS)[first:]
     if not segments:
-        table = table + weights(_SEGMENTS)[0]
+        table = table + weights(SEGMENTS)[0]
     x = net.add(
         net.embed(WORDS, net.packing.ids), net.embed(POSITIONS, net.packing.positions, table)
     )
     if segments:
-        x = net.add(x, net.embed(_SEGMENTS, segments))
+        x = net.add(x, net.embed(SEGMENTS, segments))
     return net.norm("embeddings.LayerNorm", x, net.config["layer_norm_eps"])
 
 

@@ -1,6 +1,6 @@
 """DistilBERT (Sanh et al. 2019): BERT without segments and pooler, under other names."""
 
-from embedding_server.convert.blocks import Net
+from embedding_server.convert.blocks import WORDS, Net
 from embedding_server.convert.families import bert
 
 _EPSILON = 1e-12
@@ -21,7 +21,7 @@ def encoder(net: Net) -> str:
         norm="output_layer_norm",
     )
     x = net.add(
-        net.embed(bert.WORDS, net.packing.ids), net.embed(bert.POSITIONS, net.packing.positions)
+        net.embed(WORDS, net.packing.ids), net.embed(bert.POSITIONS, net.packing.positions)
     )
     x = net.layer(0, net.norm("embeddings.LayerNorm", x, _EPSILON))
     for index in range(config["n_layers"]):
@@ -41,4 +41,4 @@ def words(net: Net, states: str) -> str:
     (changed,) = net.project(states, "vocab_transform")
     changed = net.activate(net.config["activation"], changed)
     changed = net.norm("vocab_layer_norm", changed, _EPSILON)
-    return net.tied(changed, bert.WORDS, "vocab_projector.bias")
+    return net.tied(changed, WORDS, "vocab_projector.bias")

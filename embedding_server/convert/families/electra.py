@@ -1,6 +1,6 @@
 """ELECTRA (Clark et al. 2020): BERT, with embeddings that may be narrower than the layers."""
 
-from embedding_server.convert.blocks import Net
+from embedding_server.convert.blocks import WORDS, Net
 from embedding_server.convert.families import bert
 
 
@@ -24,4 +24,4 @@ def words(net: Net, states: str) -> str:
     (changed,) = net.project(states, "generator_predictions.dense")
     changed = net.activate("gelu", changed)
     changed = net.norm("generator_predictions.LayerNorm", changed, net.config["layer_norm_eps"])
-    return net.tied(changed, bert.WORDS, "generator_lm_head.bias")
+    return net.tied(changed, WORDS, "generator_lm_head.bias")

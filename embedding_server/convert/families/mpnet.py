@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_server.convert.blocks import Net
+from embedding_server.convert.blocks import WORDS, Net
 from embedding_server.convert.families import bert
 from embedding_server.convert.graph import Graph
 from embedding_server.convert.packing import Bias
@@ -21,7 +21,7 @@ def encoder(net: Net) -> str:
     net.expect(relative_attention_num_buckets=_BUCKETS, pad_token_id=_FIRST - 1)
     positions = net.weights(bert.POSITIONS)[_FIRST:]
     x = net.add(
-        net.embed(bert.WORDS, net.packing.ids),
+        net.embed(WORDS, net.packing.ids),
         net.embed(bert.POSITIONS, net.packing.positions, positions),
     )
     x = net.layer(0, net.norm("embeddings.LayerNorm", x, config["layer_norm_eps"]))

@@ -1,6 +1,6 @@
 """RoBERTa, XLM-RoBERTa, CamemBERT (Liu et al. 2019): BERT with positions behind the padding id."""
 
-from embedding_server.convert.blocks import Net
+from embedding_server.convert.blocks import WORDS, Net
 from embedding_server.convert.families import bert
 
 
@@ -22,4 +22,4 @@ def words(net: Net, states: str) -> str:
     (changed,) = net.project(states, "lm_head.dense")
     changed = net.activate("gelu", changed)
     changed = net.norm("lm_head.layer_norm", changed, net.config["layer_norm_eps"])
-    return net.tied(changed, bert.WORDS, "lm_head.bias")
+    return net.tied(changed, WORDS, "lm_head.bias")
