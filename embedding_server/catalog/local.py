@@ -1,8 +1,9 @@
 """A directory in the sentence-transformers layout -> a `ModelSpec`.
 
 Read are `config.json`, `modules.json`, `1_Pooling/config.json`, those of Dense modules,
-`sentence_bert_config.json`, `tokenizer_config.json` and `config_sentence_transformers.json`; only
-the first must be there, and an exported graph or `model.safetensors`.
+`sentence_bert_config.json`, `tokenizer_config.json` and `config_sentence_transformers.json`; the
+first must be there, `tokenizer.json` where texts are read, and an exported graph or
+`model.safetensors`.
 """
 
 from collections.abc import Collection

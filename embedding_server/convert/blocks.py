@@ -126,7 +126,7 @@ class Net:
             self.graph.weight(f"{name}.{part}", table.astype(np.float32))
             for part, table in tables.items()
         )
-        return Rotary(cos, sin, 0)
+        return Rotary(cos, sin)
 
     def token(self, token: str) -> int:
         """The id of a token in tokenizer.json; raises `ConvertError`."""

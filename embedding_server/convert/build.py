@@ -32,7 +32,6 @@ VERSION = 5
 
 MODEL_FILE = "model.onnx"
 _READABLE = 0o755
-_PLAIN = Reading()
 
 log = structlog.get_logger()
 
@@ -143,7 +142,7 @@ def _linear(
     config: dict[str, Any],
     int8: Int8 | None,
     out: Path,
-    reading: Reading = _PLAIN,
+    reading: Reading,
 ) -> Linear:
     """Linear layers in fp32 or 8 bits, these by what their inputs are in the model in fp32."""
     if not int8:
@@ -161,7 +160,7 @@ def _build(
     config: dict[str, Any],
     linear: Linear,
     out: Path,
-    reading: Reading = _PLAIN,
+    reading: Reading,
     *,
     layers: bool = False,
 ) -> None:

@@ -45,13 +45,11 @@ class Heads(msgspec.Struct, frozen=True):
 class Rotary(msgspec.Struct, frozen=True):
     """Rotary positions (Su et al. 2021, RoFormer), halves of a head turned against one another.
 
-    `cos` and `sin` are values of shape (positions, width / 2), `width` is how much of a head turns,
-    0: all of it.
+    `cos` and `sin` are values of shape (positions, width / 2), of heads so wide.
     """
 
     cos: str
     sin: str
-    width: int
 
 
 def distances(g: Graph, queries: str, keys: str) -> str:
@@ -132,7 +130,6 @@ class Packing:
             rotary.cos,
             rotary.sin,
             num_heads=heads,
-            rotary_embedding_dim=rotary.width,
         )
         return g.node("Squeeze", turned, g.constant([1]))
 
@@ -199,17 +196,12 @@ class Packing:
         positions = self._range(length)
 
         def block(index: str) -> str:
-            start = g.node("Mul", index, g.constant(_BLOCK))
-            bounds = [
-                g.node("Unsqueeze", one, g.constant([0]))
-                for one in (start, g.node("Add", start, g.constant(_BLOCK)))
-            ]
+            bounds = _bounds(g, index, _BLOCK)
             some = g.node("Slice", query, *bounds, g.constant([1]))
             added = bias(g, g.node("Slice", positions, *bounds, g.constant([0])), positions)
             return attend(some, key, value, added)
 
-        blocks = g.node("Div", g.node("Add", length, g.constant(_BLOCK - 1)), g.constant(_BLOCK))
-        return g.for_each(blocks, block, axis=1)
+        return g.for_each(_blocks(g, length, _BLOCK), block, axis=1)
 
     def _shared_bias(self, bias: Bias) -> str:
         """The bias among texts that are all as long as the longest, if those are short."""
@@ -263,11 +255,7 @@ class _Causal:
         g = self._graph
 
         def block(index: str, past_key: str, past_value: str) -> tuple[str, ...]:
-            start = g.node("Mul", index, g.constant(_CAUSAL_BLOCK))
-            bounds = [
-                g.node("Unsqueeze", one, g.constant([0]))
-                for one in (start, g.node("Add", start, g.constant(_CAUSAL_BLOCK)))
-            ]
+            bounds = _bounds(g, index, _CAUSAL_BLOCK)
             some = [g.node("Slice", one, *bounds, g.constant([1])) for one in states]
             before = g.node("Shape", past_key, start=2, end=3)
             total = g.node("Add", before, g.node("Shape", some[0], start=1, end=2))
@@ -275,11 +263,7 @@ class _Causal:
             return self._attend((some[0], some[1], some[2]), (past_key, past_value), last, total)
 
         nothing = g.constant(np.zeros((1, self._heads.kv, 0, self._heads.width), np.float32))
-        blocks = g.node(
-            "Div",
-            g.node("Add", length, g.constant(_CAUSAL_BLOCK - 1)),
-            g.constant(_CAUSAL_BLOCK),
-        )
+        blocks = _blocks(g, length, _CAUSAL_BLOCK)
         return g.for_each(blocks, block, axis=1, carried=(nothing, nothing))
 
     def _attend(
@@ -301,6 +285,18 @@ class _Causal:
             num_heads=self._heads.query,
             kv_num_heads=self._heads.kv,
         )
+
+
+def _blocks(g: Graph, length: str, size: int) -> str:
+    """How many blocks a text is, the last one may be shorter."""
+    return g.node("Div", g.node("Add", length, g.constant(size - 1)), g.constant(size))
+
+
+def _bounds(g: Graph, index: str, size: int) -> tuple[str, str]:
+    """Where a block starts and ends, as `Slice` takes them."""
+    start = g.node("Mul", index, g.constant(size))
+    end = g.node("Add", start, g.constant(size))
+    return g.node("Unsqueeze", start, g.constant([0])), g.node("Unsqueeze", end, g.constant([0]))
 
 
 _POOLINGS: dict[Pooling, Callable[[Packing, str], str]] = {

@@ -100,6 +100,7 @@ class Source:
         self._cores = cores
         self.encoder = encoder_of(spec, plan.max_image_pixels)
         self._layout: LayoutOf
+        self._int8: Int8 | None = None
         self._projections = None
         if spec.projections:
             self._projections = convert_projections(spec.directory, spec.projections, plan.cache)
@@ -118,7 +119,6 @@ class Source:
             self._layout = layout_of(spec, self.encoder)
             return
         self._layout = partial(Packed, pooling=spec.pooling)
-        self._int8 = None
         if self.precision is Precision.INT8:
             if spec.kind is Kind.CROSS:
                 raise SessionError(f"int8 is not for cross-encoders: give {spec.id} another one")
@@ -289,12 +289,11 @@ class Source:
                 partial(self.open, wide=False), tried, self._cores, limit, seconds=half, quiet=quiet
             )
         session = self.open(way.threads, wide=False)
-        judged = half and self.judged
         return Profile(
             cost=profiles.measure(session, limit, half, self._cores, quiet),
             way=way,
             seconds=2 * half,
-            quality=self.quality() if judged else None,
+            quality=self.quality() if half and self.judged else None,
             model=self._spec.id,
         )
 

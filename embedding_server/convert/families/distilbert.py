@@ -20,9 +20,7 @@ def encoder(net: Net) -> str:
         narrow="ffn.lin2",
         norm="output_layer_norm",
     )
-    x = net.add(
-        net.embed(WORDS, net.packing.ids), net.embed(bert.POSITIONS, net.packing.positions)
-    )
+    x = net.add(net.embed(WORDS, net.packing.ids), net.embed(bert.POSITIONS, net.packing.positions))
     x = net.layer(0, net.norm("embeddings.LayerNorm", x, _EPSILON))
     for index in range(config["n_layers"]):
         x = net.layer(index + 1, layer(net, f"transformer.layer.{index}", x))
