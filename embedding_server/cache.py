@@ -118,6 +118,7 @@ _FOLDERS: Mapping[str, Callable[[Path], _Entry]] = {
     "graphs": _graph,
     "profiles": _file("profile", "model"),
     "references": _file("reference"),
+    "calibrations": _file("calibration"),
     "hashes": _file("hash", "path"),
 }
 

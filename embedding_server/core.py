@@ -298,11 +298,15 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Embeddings(msgspec.Struct, frozen=True):
-    """The vectors of one request, in input order, and how wide they are (sparse ones: 0)."""
+    """The vectors of one request, in input order, and how wide they are (sparse ones: 0).
+
+    `limit` is the largest magnitude that their numbers are expected to have; 0: it is not known.
+    """
 
     vectors: Vectors
     dimensions: int
     usage: Usage
+    limit: float = 0.0
 
 
 class Ranking(msgspec.Struct, frozen=True):

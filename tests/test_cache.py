@@ -27,6 +27,7 @@ def filled(tmp_path: Path) -> Path:
     store(source.profile(), source.profile_path)
     assert source.reference_path
     store_reference([np.zeros(3, np.float32)], source.reference_path)
+    store_reference([np.zeros((2, 3), np.float32)], source.calibration_path)
     Source(other, RunPlan(cache=cache), 1)
     (cache / "graphs" / ".building-abc").mkdir()
     (cache / "graphs" / "mine").mkdir()
@@ -55,7 +56,7 @@ def test_ls(filled: Path, tmp_path: Path) -> None:
     others = {row[0]: row for name, row in rows.items() if row[0] not in by_kind}
     assert others["profile"][4] == "one"
     assert others["projections"][4] == str(tmp_path / "two")
-    assert set(others) == {"profile", "projections", "reference", "unfinished"}
+    assert set(others) == {"calibration", "profile", "projections", "reference", "unfinished"}
     assert not [name for name in rows if "mine" in name or "notes" in name]
 
 

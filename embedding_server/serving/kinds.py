@@ -24,10 +24,13 @@ from embedding_server.runtime.markers import MarkingTokenizer
 from embedding_server.runtime.session import LayoutOf
 from embedding_server.runtime.template import TemplateTokenizer
 from embedding_server.runtime.tokenizer import Tokenizer
+from embedding_server.serving.texts import CALIBRATION
 
 _TEXTS = ("a", "The model answers before anybody asks.", Query("Who answers before anybody asks?"))
 _EMPTY = ("", *_TEXTS)
 _PAIRS = [(str(_TEXTS[-1]), text) for text in _EMPTY]
+_CALIBRATING = CALIBRATION[:37]
+"""From nothing at all, which gave the largest numbers, to sentences in many languages."""
 
 
 def probes(spec: ModelSpec) -> list[Text]:
@@ -39,6 +42,16 @@ def probes(spec: ModelSpec) -> list[Text]:
         # Nothing is left of an empty text where single words are counted.
         texts += _TEXTS if spec.kind in (Kind.SPARSE, Kind.STATIC) else _EMPTY
     return texts + (_sample_images() if spec.takes_images else [])
+
+
+def calibrating(spec: ModelSpec) -> list[Text]:
+    """Inputs whose vectors tell how large a model's numbers get; none where rows are no vectors.
+
+    Texts are some 800 tokens together.
+    """
+    if spec.kind is Kind.IMAGE:
+        return _sample_images()
+    return list(_CALIBRATING) if spec.kind in (Kind.DENSE, Kind.STATIC) else []
 
 
 def encoder_of(spec: ModelSpec, max_pixels: int) -> Encoder:

@@ -13,6 +13,7 @@ from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.session import SessionError
 from embedding_server.runtime.tokenizer import TokenizerError
 from embedding_server.serving.batcher import Batcher
+from embedding_server.serving.calibration import calibrated
 from embedding_server.serving.check import CheckError, NeighboursError, check
 from embedding_server.serving.device import Device
 from embedding_server.serving.kinds import probes
@@ -95,6 +96,7 @@ class Loader:
                     session = source.open(profile.way.threads, apart=True)
                     apart = check(spec, items, session)
                 hold(spec, source, session, items, apart)
+                calibration = calibrated(spec, source, session)
                 batcher = Batcher(
                     spec.id,
                     session,
@@ -116,4 +118,5 @@ class Loader:
             self._metrics,
             fingerprint=source.fingerprint(session.provider),
             quality=profile.quality,
+            calibration=calibration,
         )

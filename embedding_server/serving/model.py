@@ -9,6 +9,7 @@ from embedding_server.core import Encoding, ModelSpec, Precision, Text
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.encoder import Encoder, InputError
 from embedding_server.serving.batcher import Batcher
+from embedding_server.serving.calibration import Calibration
 from embedding_server.serving.cost import Work
 from embedding_server.serving.profile import Quality
 
@@ -33,6 +34,7 @@ class Model:
         executor: one thread for tokenising larger requests off the event loop.
         fingerprint: see `Source.fingerprint`.
         quality: of a reduced precision, against fp32.
+        calibration: how large its vectors' numbers get; None for kinds it is not known of.
     """
 
     def __init__(
@@ -45,11 +47,13 @@ class Model:
         *,
         fingerprint: str,
         quality: Quality | None,
+        calibration: Calibration | None,
     ) -> None:
         self.spec = spec
         self.batcher = batcher
         self.fingerprint = fingerprint
         self.quality = quality
+        self.calibration = calibration
         self._encoder = encoder
         self._executor = executor
         self._metrics = metrics

@@ -68,7 +68,7 @@ def stored(path: Path, like: Sequence[Vector]) -> list[Vector] | None:
     except FileNotFoundError:
         return None
     except (OSError, *_DAMAGED) as exc:
-        log.warning("references.unreadable", file=str(path), error=str(exc))
+        log.warning("cache.unreadable", file=str(path), error=str(exc))
         return None
     return found if list(map(_form, found)) == list(map(_form, like)) else None
 

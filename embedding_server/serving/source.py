@@ -22,8 +22,9 @@ from embedding_server.convert import (
     convert_projections,
     model_type,
     stored_precision,
+    weight_files,
 )
-from embedding_server.core import Item, Kind, ModelSpec, Precision, normalized
+from embedding_server.core import Item, Kind, ModelSpec, Precision, Text, normalized
 from embedding_server.runtime.cores import sums_bytes_exactly
 from embedding_server.runtime.encoder import Encoder
 from embedding_server.runtime.layout import Packed
@@ -38,7 +39,7 @@ from embedding_server.runtime.session import (
     activations,
 )
 from embedding_server.serving import profile as profiles
-from embedding_server.serving.kinds import encoder_of, layout_of, probes
+from embedding_server.serving.kinds import calibrating, encoder_of, layout_of, probes
 from embedding_server.serving.profile import Profile, Quality, device_name
 from embedding_server.serving.texts import CALIBRATION, JUDGEMENT
 from embedding_server.serving.tuning import Way, batch, best_way, ways
@@ -207,16 +208,27 @@ class Source:
     @property
     def reference_path(self) -> Path | None:
         """Where fp32's vectors of the probes are kept; None for models over 2 GB."""
-        if sum(path.stat().st_size for path in self._files()) > _LARGEST_COMPARED:
+        if sum(path.stat().st_size for path in _graph_files(self._graph)) > _LARGEST_COMPARED:
             return None
         if self.precision is not Precision.FP32:
             return self._in_fp32().reference_path
-        spec = self._spec
-        inputs = (probes(spec), spec.max_tokens, spec.pad, spec.markers, spec.template)
-        how = (spec.fastembed, spec.overrides.pooling)
-        key = f"{_REFERENCES} {self._content} {inputs} {how}"
-        name = hashlib.sha256(key.encode()).hexdigest()[:32]
-        return self._plan.cache.expanduser() / "references" / f"{name}.npz"
+        return self._vectors_path("references", self._content, probes(self._spec))
+
+    @property
+    def calibration_path(self) -> Path:
+        """Where vectors that tell their range are kept, whatever precision they were made in.
+
+        Raises:
+            ConvertError: a file cannot be read.
+        """
+        spec, directory = self._spec, self._spec.directory
+        files = [directory / name for name in _DECIDING if (directory / name).exists()]
+        graph = _graph_files(directory / spec.file) if spec.file else []
+        files += graph or [*weight_files(directory), directory / "config.json"]
+        projections = self._projections.parent.name if self._projections else ""
+        content = [content_hash(path, self._plan.cache) for path in files]
+        key = f"{content} {spec.pooling} {projections}"
+        return self._vectors_path("calibrations", key, calibrating(spec))
 
     def fingerprint(self, provider: str) -> str:
         """16 hex digits over everything that decides a vector's bits.
@@ -254,10 +266,14 @@ class Source:
     def _identity(self) -> str:
         return f"{self._content} {VERSION} {'reproducible' * self._plan.reproducible}"
 
-    def _files(self) -> list[Path]:
-        """The graph, and its external data: named after it, or the weights it was made of."""
-        names = (f"{self._graph.name}*", "weights-*")
-        return sorted(path for name in names for path in self._graph.parent.glob(name))
+    def _vectors_path(self, folder: str, content: str, inputs: Sequence[Text]) -> Path:
+        """Where raw vectors of inputs are kept, under what decides them."""
+        spec = self._spec
+        encoded = (inputs, spec.max_tokens, spec.pad, spec.markers, spec.template)
+        how = (spec.fastembed, spec.overrides.pooling)
+        key = f"{_REFERENCES} {content} {encoded} {how}"
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        return self._plan.cache.expanduser() / folder / f"{name}.npz"
 
     @cached_property
     def _content(self) -> str:
@@ -267,7 +283,7 @@ class Source:
             if (path := self._spec.directory / name).exists():
                 digest.update(path.read_bytes())
         if self._spec.file or self.precision is Precision.INT8:
-            for path in self._files():
+            for path in _graph_files(self._graph):
                 # The name of a graph of ours has its weights' hash in it.
                 if self._spec.file or path.name.startswith(self._graph.name):
                     digest.update(content_hash(path, self._plan.cache).encode())
@@ -309,6 +325,12 @@ def _precision(spec: ModelSpec, plan: RunPlan) -> Precision:
         precision = plan.qwen3 if model_type(spec.directory) == "qwen3" else Precision.FP32
     as_stored = not spec.file and stored_precision(spec.directory) is precision
     return Precision.FP32 if as_stored else precision
+
+
+def _graph_files(graph: Path) -> list[Path]:
+    """The graph, and its external data: named after it, or the weights it was made of."""
+    names = (f"{graph.name}*", "weights-*")
+    return sorted(path for name in names for path in graph.parent.glob(name))
 
 
 def int8_graphs(encoder: Encoder, fp32_share: float = 1 / 12) -> Int8:
