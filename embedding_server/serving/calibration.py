@@ -34,8 +34,8 @@ class Calibration(msgspec.Struct, frozen=True):
         and then of length 1 if `normalize` says so, times a margin of 1.25. Two digits of it count:
         last bits, in which processors and batches differ, would change it otherwise.
 
-        It is one range for all dimensions, and zero is in its middle: dot products and cosines of
-        8-bit numbers are those of the floats up to one factor. A range per dimension, as
+        It is one range for all dimensions, and zero stays zero: dot products and cosines of int8
+        vectors are those of the floats up to one factor. A range per dimension, as
         sentence-transformers' `quantize_embeddings` takes it, shifts and stretches each of them
         by another.
         """
