@@ -23,14 +23,38 @@ Item = Any
 Its `len` is what it counts for in batches and costs: its tokens.
 """
 
-Text = str | tuple[str, str] | bytes
+
+class Tokens(tuple[int, ...]):
+    """A text as ids of its model's vocabulary, with the special tokens around it or without."""
+
+    __slots__ = ()
+
+
+Text = str | tuple[str, str] | bytes | Tokens
 """What a model is run on: a text, for cross-encoders a query and a document, or an image file."""
+
+Side = Literal["left", "right"]
+"""The end of a text too long that is cut off."""
 
 
 class Query(str):
     """A text to search with, for models that treat it differently from what is searched."""
 
     __slots__ = ()
+
+
+class Piece(msgspec.Struct, frozen=True, kw_only=True):
+    """A token of a text, as text-embeddings-inference's `/tokenize` describes it.
+
+    `special` ones are put around the text; `text` is their own name. Of others it is the text's
+    characters `start` up to `stop`.
+    """
+
+    id: int
+    text: str
+    special: bool = False
+    start: int | None = None
+    stop: int | None = None
 
 
 class Picture(msgspec.Struct, frozen=True):

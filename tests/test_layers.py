@@ -35,6 +35,7 @@ FENCES = {
     "prometheus_client": {"observability"},
     "opentelemetry": {"observability"},
     "pynvml": {"runtime"},
+    "tiktoken": {"runtime"},
     "uvicorn": {"server"},
     "yaml": {"catalog"},
 }

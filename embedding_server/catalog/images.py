@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from embedding_server.catalog.description import ModelFilesError
-from embedding_server.core import Encoding, Item, Picture, Text
-from embedding_server.runtime.encoder import InputError
+from embedding_server.core import Encoding, Item, Picture, Side, Text, Tokens
+from embedding_server.runtime.encoder import NO_IDS, InputError
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _MOST_STRETCH = 50
@@ -66,11 +66,18 @@ class ImageEncoder:
         self._max_pixels = max_pixels
         self.specials = self.max_tokens = len(prepare(Image.new("RGB", (_PROBE_SIDE, _PROBE_SIDE))))
 
-    def encode(self, texts: Sequence[Text]) -> list[Encoding]:
+    def encode(
+        self,
+        texts: Sequence[Text],
+        *,
+        side: Side = "right",  # noqa: ARG002 - images are not cut
+    ) -> list[Encoding]:
         """See `Encoder`."""
         return [self._encode(index, file) for index, file in enumerate(texts)]
 
     def _encode(self, index: int, file: Text) -> Encoding:
+        if isinstance(file, Tokens):
+            raise InputError(index, NO_IDS)
         if not isinstance(file, bytes):
             raise InputError(index, "is a text, and the model takes images")
         image = open_image(index, file, self._max_pixels)

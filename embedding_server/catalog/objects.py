@@ -23,10 +23,13 @@ from embedding_server.core import (
     ModelSpec,
     Precision,
     Query,
+    Side,
     Text,
+    Tokens,
     Vector,
     Vectors,
 )
+from embedding_server.runtime.encoder import NO_IDS, InputError
 from embedding_server.runtime.session import CPU, SessionError, Stop, Threads
 from embedding_server.runtime.tokenizer import MOST_CHARS_PER_TOKEN, Tokenizer
 
@@ -63,11 +66,11 @@ _THREADLESS = ("Bm25", "StaticTextEmbedding")
 
 
 class ObjectEncoder:
-    """An `Encoder` that leaves texts as they are, cut and counted.
+    """An `Encoder` that leaves texts as they are, counted.
 
     Args:
         cls: FastEmbed's class.
-        tokenizer: counts and cuts; None: nothing is cut, and words are counted.
+        tokenizer: counts, up to where the object cuts; None: nothing is cut, words are counted.
         max_pixels: width times height of the largest image.
     """
 
@@ -76,28 +79,43 @@ class ObjectEncoder:
 
     def __init__(self, cls: str, tokenizer: Tokenizer | None, max_pixels: int) -> None:
         self._methods = _METHODS.get(cls, _Methods())
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._max_pixels = max_pixels
         self.max_tokens = tokenizer.max_tokens if tokenizer else _UNLIMITED
         if self._methods.image:
             self.max_tokens = max(self.max_tokens, _IMAGE_TOKENS)
 
-    def encode(self, texts: Sequence[Text]) -> list[Encoding]:
+    def encode(self, texts: Sequence[Text], *, side: Side = "right") -> list[Encoding]:
         """See `Encoder`."""
-        return [self._encode(index, text) for index, text in enumerate(texts)]
+        return [self._encode(index, text, side) for index, text in enumerate(texts)]
 
-    def _encode(self, index: int, text: Text) -> Encoding:
+    def _encode(self, index: int, text: Text, side: Side) -> Encoding:
         if isinstance(text, bytes):
             # It is unpacked again when its turn has come: a request of many would fill the memory.
             open_image(index, text, self._max_pixels)
             return Encoding(Passage(text, self._methods.image, _IMAGE_TOKENS))
+        if isinstance(text, Tokens):
+            text = self._decoded(index, text)
         assert isinstance(text, str)
         method = self._methods.query if isinstance(text, Query) else self._methods.document
-        if not self._tokenizer:
+        if not self.tokenizer:
             return Encoding(Passage(str(text), method, 1 + len(text.split())))
-        (counted,) = self._tokenizer.encode([text])
-        cut = text[: self._tokenizer.max_tokens * MOST_CHARS_PER_TOKEN]
+        (counted,) = self.tokenizer.encode([text])
+        if counted.truncated and side == "left":
+            limit = f"has more than {self.tokenizer.max_tokens} tokens"
+            raise InputError(
+                index, f"{limit}, and the model knows no truncation_direction but right"
+            )
+        cut = text[: self.tokenizer.max_tokens * MOST_CHARS_PER_TOKEN]
         return Encoding(Passage(cut, method, len(counted.item)), counted.truncated)
+
+    def _decoded(self, index: int, tokens: Tokens) -> str:
+        if not self.tokenizer:
+            raise InputError(index, NO_IDS)
+        try:
+            return self.tokenizer.decode([tokens], skip_specials=True)[0]
+        except InputError as exc:
+            raise InputError(index, str(exc)) from exc
 
 
 class ObjectSession:

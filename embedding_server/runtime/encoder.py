@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from embedding_server.core import Encoding, Text
+from embedding_server.core import Encoding, Side, Text
+
+NO_IDS = "takes no token ids: send text"
+"""What an encoder of nothing but texts or images says of `Tokens`."""
 
 
 class InputError(Exception):
@@ -29,5 +32,9 @@ class Encoder(Protocol):
     def quick_chars(self) -> int:
         """Up to so many characters, encoding costs less than a change of threads."""
 
-    def encode(self, texts: Sequence[Text]) -> list[Encoding]:
-        """One encoding per input, in order; raises `InputError`."""
+    def encode(self, texts: Sequence[Text], *, side: Side = "right") -> list[Encoding]:
+        """One encoding per input, in order; what is too long is cut at `side`.
+
+        Raises:
+            InputError: one cannot be read.
+        """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedding_server.core import SILENT, UNSEEN, Encoding, Ids, Markers, Query, Text
+from embedding_server.core import SILENT, UNSEEN, Encoding, Ids, Markers, Query, Side, Text
 from embedding_server.runtime.tokenizer import Tokenizer, TokenizerError
 
 
@@ -36,19 +36,22 @@ class MarkingTokenizer(Tokenizer):
         """See `Encoder`."""
         return super().specials + 1
 
-    def encode(self, texts: Sequence[Text]) -> list[Encoding]:
+    def encode(self, texts: Sequence[Text], *, side: Side = "right") -> list[Encoding]:
         """See `Encoder`."""
-        encodings = zip(texts, super().encode(texts), strict=True)
-        return [self._limited(text, encoding) for text, encoding in encodings]
+        encodings = zip(texts, super().encode(texts, side=side), strict=True)
+        return [self._limited(text, encoding, side) for text, encoding in encodings]
 
-    def _limited(self, text: Text, encoding: Encoding) -> Encoding:
+    def _limited(self, text: Text, encoding: Encoding, side: Side) -> Encoding:
         """The text within the limit of its side, marked."""
         query, ids = isinstance(text, Query), encoding.item
         limit = (self._query_tokens if query else self._document_tokens) or self.max_tokens
         cut = len(ids) >= limit
         if cut:
-            end = len(self._suffix)
-            ids = np.concatenate([ids[: limit - 1 - end], ids[len(ids) - end :]])
+            excess = len(ids) - (limit - 1)
+            start = len(self._prefix)
+            if side == "right":
+                start = len(ids) - len(self._suffix) - excess
+            ids = np.delete(ids, slice(start, start + excess))
         return Encoding(self._marked(ids, query=query), encoding.truncated or cut)
 
     def _marked(self, ids: Ids, *, query: bool) -> Ids:

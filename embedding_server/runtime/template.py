@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from embedding_server.core import Encoding, Template, Text
+from embedding_server.core import Encoding, Side, Template, Text, Tokens
+from embedding_server.runtime.encoder import NO_IDS, InputError
 from embedding_server.runtime.tokenizer import Tokenizer
 
 
 class TemplateTokenizer(Tokenizer):
-    """A `Tokenizer` that puts pairs into a template; of a pair too long the end is cut.
+    """A `Tokenizer` that puts pairs into a template; a pair too long is cut within it.
 
     Args:
         path: tokenizer.json.
@@ -23,11 +24,14 @@ class TemplateTokenizer(Tokenizer):
         self._template = template
         super().__init__(path, max_tokens)
 
-    def encode(self, texts: Sequence[Text]) -> list[Encoding]:
+    def encode(self, texts: Sequence[Text], *, side: Side = "right") -> list[Encoding]:
         """See `Encoder`."""
-        return super().encode([self._filled(text) for text in texts])
+        filled = [self._filled(index, text) for index, text in enumerate(texts)]
+        return super().encode(filled, side=side)
 
-    def _filled(self, text: Text) -> str:
+    def _filled(self, index: int, text: Text) -> str:
+        if isinstance(text, Tokens):
+            raise InputError(index, NO_IDS)
         assert isinstance(text, tuple)
         before, between = self._template.body
         return f"{before}{text[0]}{between}{text[1]}"

@@ -4,16 +4,20 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from functools import partial
 
-from embedding_server.core import Encoding, ModelSpec, Precision, Text
+from embedding_server.core import Encoding, ModelSpec, Precision, Side, Text, Tokens
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.encoder import Encoder, InputError
+from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.batcher import Batcher
 from embedding_server.serving.calibration import Calibration
 from embedding_server.serving.cost import Work
 from embedding_server.serving.profile import Quality
 
 _SMOOTHING = 0.1
+_CHARS_PER_ID = 4
+"""What a text sent as token ids is taken to have had."""
 
 
 class TextTooLong(Exception):
@@ -77,6 +81,13 @@ class Model:
         """The execution provider in use."""
         return self.batcher.session.provider
 
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What makes token ids of its texts; None where words are counted or images taken."""
+        encoder = self._encoder
+        found = encoder if isinstance(encoder, Tokenizer) else getattr(encoder, "tokenizer", None)
+        return found if isinstance(found, Tokenizer) else None
+
     def estimate(self, texts: Sequence[Text]) -> Work:
         """What these texts cost, guessed without tokenising them."""
         limit, ratio = self._encoder.max_tokens, self._tokens_per_char
@@ -85,8 +96,10 @@ class Model:
             min(limit, specials + int(chars * ratio)) for chars in _chars(texts)
         )
 
-    async def tokenize(self, texts: Sequence[Text], *, truncate: bool) -> list[Encoding]:
-        """One encoding per text, in order.
+    async def tokenize(
+        self, texts: Sequence[Text], *, truncate: bool, side: Side = "right"
+    ) -> list[Encoding]:
+        """One encoding per text, in order; what is too long is cut at `side`.
 
         Raises:
             InputError: one cannot be read.
@@ -95,21 +108,23 @@ class Model:
         started = time.perf_counter()
         chars = sum(_chars(texts))
         if chars <= self._encoder.quick_chars:
-            encodings = self._encoder.encode(texts)
+            encodings = self._encoder.encode(texts, side=side)
         else:
-            encodings = await self._encode_elsewhere(texts)
+            encodings = await self._encode_elsewhere(texts, side)
         seconds = time.perf_counter() - started
         self._metrics.child(self._metrics.tokenize_seconds, self.spec.id).observe(seconds)
-        self._learn(chars, encodings)
+        if not any(isinstance(text, Tokens) for text in texts):
+            self._learn(chars, encodings)
         if not truncate:
             for index, encoding in enumerate(encodings):
                 if encoding.truncated:
                     raise TextTooLong(index, self._encoder.max_tokens)
         return encodings
 
-    async def _encode_elsewhere(self, texts: Sequence[Text]) -> list[Encoding]:
+    async def _encode_elsewhere(self, texts: Sequence[Text], side: Side) -> list[Encoding]:
         """On another thread; images one by one, so that nobody waits for all of them."""
-        run, encode = asyncio.get_running_loop().run_in_executor, self._encoder.encode
+        run = asyncio.get_running_loop().run_in_executor
+        encode = partial(self._encoder.encode, side=side)
         if not any(isinstance(text, bytes) for text in texts):
             return await run(self._executor, encode, texts)
         encodings = []
@@ -129,4 +144,8 @@ class Model:
 
 
 def _chars(texts: Sequence[Text]) -> list[int]:
-    return [sum(map(len, text)) if isinstance(text, tuple) else len(text) for text in texts]
+    return [_tuple_chars(text) if isinstance(text, tuple) else len(text) for text in texts]
+
+
+def _tuple_chars(text: tuple[str, str] | Tokens) -> int:
+    return _CHARS_PER_ID * len(text) if isinstance(text, Tokens) else sum(map(len, text))
