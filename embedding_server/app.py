@@ -10,12 +10,13 @@ from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from embedding_server.api import ERROR_SHAPES, INFERENCE_ROUTES, ROUTERS
+from embedding_server.api import Face
 from embedding_server.api.body import ApiRequest, BodyReader, ByteBudget
 from embedding_server.api.docs import openapi_config
 from embedding_server.api.errors import renderer
 from embedding_server.api.guard import Guard
 from embedding_server.api.keys import Keys
+from embedding_server.api.limits import RateLimit
 from embedding_server.api.middleware import RequestLog
 from embedding_server.api.parts import Parts
 from embedding_server.catalog import Catalog, Locator, open_catalog
@@ -101,6 +102,9 @@ def create_app(settings: Settings) -> App:
         queue,
         metrics,
         max_text_chars=settings.max_text_chars,
+        defaults=[
+            catalog.spec(name, "INFERENCE_DEFAULT_MODEL").id for name in settings.default_model
+        ],
     )
     preloaded = _preloaded(settings, catalog)
     parts = Parts(
@@ -113,7 +117,6 @@ def create_app(settings: Settings) -> App:
             registry=registry,
             device=device,
             queue=queue,
-            required=preloaded,
             policy=settings.ready_policy,
         ),
         started=time.monotonic(),
@@ -129,9 +132,16 @@ def create_app(settings: Settings) -> App:
         tokenizing.shutdown(wait=False, cancel_futures=True)
         device.stop()
 
-    keys = Keys(settings.api_keys)
-    guarded = Guard(_litestar(parts, lifespan), queue, INFERENCE_ROUTES, ERROR_SHAPES, keys)
-    return App(RequestLog(guarded, queue, INFERENCE_ROUTES, metrics), parts)
+    face = Face.of(settings.dialects)
+    guarded = Guard(
+        _litestar(parts, face, lifespan),
+        queue,
+        face.inference_routes,
+        face.shapes,
+        keys=Keys(settings.api_keys),
+        limit=RateLimit(settings.rate_limit),
+    )
+    return App(RequestLog(guarded, queue, face.inference_routes, metrics), parts)
 
 
 def _monitor(settings: Settings) -> Monitor | None:
@@ -141,11 +151,11 @@ def _monitor(settings: Settings) -> Monitor | None:
         return None
 
 
-def _litestar(parts: Parts, lifespan: Lifespan) -> Litestar:
+def _litestar(parts: Parts, face: Face, lifespan: Lifespan) -> Litestar:
     settings, queue = parts.settings, parts.engine.queue
     budget = ByteBudget(settings.max_queued_bytes, queue, parts.metrics)
     return Litestar(
-        [handler for handlers in ROUTERS.values() for handler in handlers],
+        face.handlers,
         request_class=ApiRequest,
         middleware=[
             lambda app: BodyReader(
@@ -157,7 +167,7 @@ def _litestar(parts: Parts, lifespan: Lifespan) -> Litestar:
                 timeout=settings.request_timeout_ms / 1000 or None,
             )
         ],
-        exception_handlers={Exception: renderer(ERROR_SHAPES)},
+        exception_handlers={Exception: renderer(face.shapes)},
         lifespan=[lifespan],
         openapi_config=openapi_config(),
         cors_config=CORSConfig(
@@ -173,7 +183,8 @@ def _preloaded(settings: Settings, catalog: Catalog) -> tuple[ModelSpec, ...]:
     """What to load at start: as `INFERENCE_PRELOAD` says, else all unless something limits it."""
     limit = settings.max_loaded_models
     if settings.preload is not None:
-        specs = {spec.id: spec for spec in map(catalog.spec, settings.preload)}
+        names = settings.preload
+        specs = {(spec := catalog.spec(name, "INFERENCE_PRELOAD")).id: spec for name in names}
         if limit and len(specs) > limit:
             raise SettingsError(
                 f"INFERENCE_PRELOAD names {len(specs)} models, but"

@@ -311,7 +311,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
     `tokens` counts real tokens without padding, `truncated` the texts that were cut;
     `fingerprint` names what computed them. It was in line for `waited` seconds, for which
-    `predicted` were predicted.
+    `predicted` were predicted; then `tokenizing` and `running` seconds passed.
     """
 
     fingerprint: str
@@ -319,6 +319,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     truncated: int = 0
     waited: float = 0.0
     predicted: float = 0.0
+    tokenizing: float = 0.0
+    running: float = 0.0
 
 
 class Embeddings(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ ServiceError                  answered to a client as {"error", "code", "request
 ├── MethodNotAllowed          405
 ├── PayloadTooLarge           413  body over the limit, decompressed size counted
 ├── UnsupportedMediaType      415  neither JSON nor a known content encoding
+├── RateLimited               429  the client is over its own limit
 ├── Unavailable               (reason, retry_after)
 │   ├── ServiceUnavailable    503  admission refused the request
 │   └── ModelLoadError        503  the model is loading, or failed to
@@ -91,6 +92,16 @@ class UnsupportedMediaType(ServiceError):
     """The body is neither JSON nor in a known content encoding."""
 
     code, status, prefix = "UNSUPPORTED_MEDIA_TYPE", 415, "Unsupported media type"
+
+
+class RateLimited(ServiceError):
+    """A client is over its own limit; `retry_after` is in seconds."""
+
+    code, status, prefix = "RATE_LIMITED", 429, "Rate limited"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = max(MIN_RETRY_SECONDS, retry_after)
 
 
 class Unavailable(ServiceError):

@@ -24,6 +24,8 @@ NO_MODELS = (
     "name the models to serve, for example"
     f" INFERENCE_ALLOWED_EMBEDDING_MODELS={DEMO_MODELS[0]}, or try `embedding-server serve --demo`"
 )
+DIALECTS = ("native", "openai", "cohere", "tei", "unified", "fast")
+"""APIs that the server speaks."""
 Names = tuple[str, ...]
 _SWITCH = dict.fromkeys(("true", "1", "yes", "on"), True)
 _SWITCH |= dict.fromkeys(("false", "0", "no", "off"), False)
@@ -37,6 +39,8 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
     ge: int = 0
     le: int = 1 << 50
     size: bool = False
+    among: Names = ()
+    """What the names in a list may be; empty: anything."""
     empty: bool = False
     """Whether an empty value means something."""
 
@@ -86,6 +90,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     model_ttl_seconds: Annotated[
         int, _field("unload a model that nobody used for so long; 0 = never", le=1 << 30)
     ] = 0
+    default_model: Annotated[
+        Names,
+        _field("models of requests that name none, one per task; unset = the only one of its task"),
+    ] = ()
     ready_policy: Annotated[
         Literal["all", "any"], _field("ready when `all` preloaded models serve, or `any` of them")
     ] = "all"
@@ -103,6 +111,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     hostname: Annotated[str, _field("address to listen on")] = "0.0.0.0"  # noqa: S104 - a server
     port: Annotated[int, _field("port to listen on", ge=1, le=65535)] = 8090
+    dialects: Annotated[
+        Names,
+        Field(text="APIs to serve beside health, metrics and docs, comma list", among=DIALECTS),
+    ] = DIALECTS
     cors_allowed_origins: Annotated[
         Names, _field("comma list of origins, without credentials", "CORS_ALLOWED_ORIGINS")
     ] = ("*",)
@@ -117,6 +129,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Names,
         _field("bearer keys, or `@file` with one per line; health and metrics stay open"),
     ] = ()
+    rate_limit: Annotated[
+        int,
+        _field("requests per minute of a key, or else an address, then 429; 0 = any", le=1 << 30),
+    ] = 0
     compress: Annotated[bool, _field("gzip the answers for clients that accept it")] = False
 
     max_batch_size: Annotated[int, _field("texts per native embed request", ge=1, le=100_000)] = 128
@@ -227,6 +243,8 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
             return "one of " + ", ".join(get_args(self.type))
         if self.type is bool:
             return "true or false"
+        if self.field.among:
+            return "a comma list of " + ", ".join(self.field.among)
         if self.type not in (int, float):
             return {Names: "a comma list", Path: "a path"}.get(self.type, "text")
         bounds = f"from {self.field.ge} to {self.field.le}"
@@ -252,7 +270,9 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
         if self.type is float:
             return float(text) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text) else None
         if self.type == Names:
-            return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+            names = dict.fromkeys(part.strip() for part in text.split(",") if part.strip())
+            among = self.field.among
+            return None if among and not names.keys() <= set(among) else tuple(names)
         return self.type(text) if text else None
 
     def _hint(self, text: str) -> str:

@@ -227,7 +227,7 @@ async def test_while_tokenising(client: Client) -> None:
     started, gate = threading.Event(), threading.Event()
     encode = model._encoder.encode
 
-    def slow(texts: Any) -> Any:
+    def slow(texts: Any, **_: Any) -> Any:
         started.set()
         assert gate.wait(10)
         return encode(texts)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from embedding_server import errors
-from embedding_server.api import ROUTERS
+from embedding_server.api import Face
 from embedding_server.errors import ServiceError
 from embedding_server.observability.metrics import Metrics
 from embedding_server.settings import Declared, declared
@@ -76,13 +76,7 @@ def test_nothing_else_is_in_the_tables() -> None:
 
 def test_endpoints_are_complete() -> None:
     """Every route is in the README."""
-    paths = {
-        path
-        for handlers in ROUTERS.values()
-        for one in handlers
-        if hasattr(one, "paths")
-        for path in one.paths
-    }
+    paths = {path for one in Face.of().handlers if hasattr(one, "paths") for path in one.paths}
     assert len(paths) > 10
     assert {path for path in paths if f"`{path}`" not in README} == set()
 

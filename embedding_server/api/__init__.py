@@ -1,31 +1,70 @@
 """The HTTP face: one module per dialect, and one row per dialect here."""
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from embedding_server.api import docs, kinds, native, openai, ops
-from embedding_server.api.errors import Shape, native_error
-from embedding_server.api.middleware import INFERENCE
+import msgspec
 
-ROUTERS: dict[str, list[Any]] = {
-    "native": native.HANDLERS + kinds.HANDLERS,
-    "openai": openai.HANDLERS,
-    "ops": ops.HANDLERS,
-    "docs": docs.HANDLERS,
-}
-
-INFERENCE_ROUTES = frozenset(
-    path
-    for handlers in ROUTERS.values()
-    for handler in handlers
-    if INFERENCE in (handler.opt or {})
-    for path in handler.paths
+from embedding_server.api import (
+    cohere,
+    docs,
+    fast,
+    kinds,
+    models,
+    native,
+    openai,
+    ops,
+    shared,
+    tei,
+    unified,
 )
-"""Paths of the routes that run a model."""
+from embedding_server.api.errors import Shape
+from embedding_server.api.middleware import INFERENCE
+from embedding_server.settings import DIALECTS
 
-ERROR_SHAPES: dict[str, Shape] = {
-    "": native_error,
-    "/v1": openai.openai_error,
-    "/api/v1": openai.openai_error,
-    "/embeddings": openai.openai_error,
+ROUTERS: list[tuple[str, list[Any]]] = [
+    ("native", native.HANDLERS + kinds.HANDLERS),
+    ("openai", openai.HANDLERS),
+    ("cohere", cohere.HANDLERS),
+    ("tei", tei.HANDLERS),
+    ("unified", unified.HANDLERS),
+    ("fast", fast.HANDLERS),
+    *shared.HANDLERS.items(),
+    *models.HANDLERS.items(),
+]
+"""The dialect, or the dialects, and the handlers that they have."""
+ALWAYS: list[Any] = ops.HANDLERS + docs.HANDLERS
+"""What there is whatever the dialects are."""
+
+_SHAPES: dict[str, dict[str, Shape]] = {
+    "openai": openai.SHAPES,
+    "cohere": cohere.SHAPES,
+    "unified": unified.SHAPES,
+    "tei": tei.SHAPES,
+    "fast": fast.SHAPES,
 }
-"""Path prefix, in whole segments -> how failures below it are written; the longest wins."""
+
+
+class Face(msgspec.Struct, frozen=True):
+    """What an application shows: its handlers, the paths of those that run a model, and errors.
+
+    `shapes`: path prefix, in whole segments -> how failures below it are written; the longest wins.
+    """
+
+    handlers: list[Any]
+    inference_routes: frozenset[str]
+    shapes: Mapping[str, Shape]
+
+    @classmethod
+    def of(cls, dialects: Collection[str] = DIALECTS) -> "Face":
+        """That of these dialects."""
+        shown = [
+            handler
+            for names, handlers in ROUTERS
+            if not set(dialects).isdisjoint(names.split())
+            for handler in handlers
+        ]
+        routes = {path for one in shown if INFERENCE in (one.opt or {}) for path in one.paths}
+        shapes = [shapes for name, shapes in _SHAPES.items() if name in dialects]
+        merged = {prefix: shape for one in shapes for prefix, shape in one.items()}
+        return cls(shown + ALWAYS, frozenset(routes), merged)

@@ -3,9 +3,10 @@
 The native shape, `{"error", "code", "request_id"}`, is here; other dialects bring theirs.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Union, cast
 
 import msgspec
 import structlog
@@ -18,15 +19,19 @@ from embedding_server.api.middleware import event
 from embedding_server.errors import (
     BadRequest,
     DeadlineExceeded,
+    EmbeddingError,
     InternalError,
     MethodNotAllowed,
+    ModelLoadError,
     NotFound,
     PayloadTooLarge,
+    RateLimited,
     ServiceError,
     ServiceUnavailable,
     Unauthorized,
     Unavailable,
     UnsupportedMediaType,
+    UnsupportedModel,
 )
 
 log = structlog.get_logger()
@@ -50,34 +55,51 @@ def native_error(error: ServiceError, request_id: str) -> tuple[int, ErrorBody]:
 
 
 _DECLARED = (
-    BadRequest,
-    Unauthorized,
-    MethodNotAllowed,
-    PayloadTooLarge,
-    UnsupportedMediaType,
-    InternalError,
-    ServiceUnavailable,
-    DeadlineExceeded,
+    BadRequest(),
+    UnsupportedModel(),
+    Unauthorized(),
+    MethodNotAllowed(),
+    PayloadTooLarge(),
+    UnsupportedMediaType(),
+    RateLimited("", retry_after=0.0),
+    InternalError(),
+    EmbeddingError(),
+    ModelLoadError("", reason="", retry_after=0.0),
+    ServiceUnavailable("", reason="", retry_after=0.0),
+    DeadlineExceeded(),
 )
 
 
-def declared_errors(body: type[msgspec.Struct]) -> dict[int, ResponseSpec]:
-    """What an inference route may answer beside 200, for its OpenAPI document."""
+def answers(body: Any, *shapes: Shape) -> dict[int, ResponseSpec]:
+    """What an inference route answers with 200 and, in these shapes, otherwise: for OpenAPI."""
+    bodies: dict[int, dict[Any, None]] = {200: {body: None}}
+    words: dict[int, dict[str, None]] = {200: {"done": None}}
+    for error, shape in itertools.product(_DECLARED, shapes):
+        status, failure = shape(error, "")
+        bodies.setdefault(status, {})[type(failure)] = None
+        words.setdefault(status, {})[error.prefix] = None
+    unions: dict[int, Any] = {
+        status: Union[tuple(one)]  # noqa: UP007 - of any number
+        for status, one in bodies.items()
+    }
     return {
-        error.status: ResponseSpec(body, generate_examples=False, description=error.prefix)
-        for error in _DECLARED
+        status: ResponseSpec(union, generate_examples=False, description="; ".join(words[status]))
+        for status, union in unions.items()
     }
 
 
-ERRORS = declared_errors(ErrorBody)
-"""Those of the native dialect."""
+SHAPE = "shape"
+"""Key of a connection's state: the `Shape` of a dialect that its body chose."""
 
 
-def shape_for(shapes: Mapping[str, Shape], path: str) -> Shape:
-    """How failures on this path are written.
+def shape_for(shapes: Mapping[str, Shape], scope: Scope) -> Shape:
+    """How failures of this request are written.
 
     `shapes` has path prefixes without a slash at their end; the longest that fits is taken.
     """
+    if chosen := scope["state"].get(SHAPE):
+        return cast(Shape, chosen)
+    path = scope["path"]
     fitting = [prefix for prefix in shapes if f"{path}/".startswith(f"{prefix}/")]
     # The path of `OPTIONS *` has no slash.
     return shapes[max(fitting, key=len)] if fitting else native_error
@@ -94,7 +116,7 @@ def renderer(
     def render(request: Request[Any, Any, Any], error: Exception) -> Response[msgspec.Struct]:
         known = error if isinstance(error, ServiceError) else _translate(request, error)
         name, headers = note(request.scope, known)
-        status, body = shape_for(shapes, request.scope["path"])(known, name)
+        status, body = shape_for(shapes, request.scope)(known, name)
         headers |= getattr(error, "headers", None) or {}
         return Response(body, status_code=status, headers=headers)
 

@@ -16,8 +16,9 @@ from litestar.types import ASGIApp, Receive, ReceiveMessage, Scope, Send
 from embedding_server.api.body import PART_SECONDS
 from embedding_server.api.errors import Shape, note, shape_for
 from embedding_server.api.keys import Keys
+from embedding_server.api.limits import RateLimit
 from embedding_server.api.middleware import CALLER, client_of, header
-from embedding_server.errors import ServiceError, Unauthorized
+from embedding_server.errors import RateLimited, ServiceError, Unauthorized
 from embedding_server.serving.admission import AdmissionQueue
 from embedding_server.serving.schedule import Lane
 
@@ -34,6 +35,7 @@ class Guard:
         routes: paths of inference routes.
         shapes: how failures are written, by path prefix.
         keys: who may come in.
+        limit: how often.
     """
 
     def __init__(
@@ -42,13 +44,16 @@ class Guard:
         queue: AdmissionQueue,
         routes: Collection[str],
         shapes: Mapping[str, Shape],
+        *,
         keys: Keys,
+        limit: RateLimit,
     ) -> None:
         self._app = app
         self._queue = queue
         self._routes = routes
         self._shapes = shapes
         self._keys = keys
+        self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -57,7 +62,9 @@ class Guard:
             return
         try:
             scope["state"][CALLER] = self._keys.caller(scope)
-        except Unauthorized as refusal:
+            if self._asks(scope):
+                self._limit.spend(client_of(scope))
+        except (Unauthorized, RateLimited) as refusal:
             await self._refuse(scope, send, refusal)
             return
         lanes: Sequence[Lane] = ()
@@ -82,7 +89,7 @@ class Guard:
         if scope["path"] in self._routes:
             scope["path_template"] = scope["path"]
         name, headers = note(scope, refusal)
-        status, body = shape_for(self._shapes, scope["path"])(refusal, name)
+        status, body = shape_for(self._shapes, scope)(refusal, name)
         raw = [(key.lower().encode(), text.encode()) for key, text in headers.items()]
         raw.append((b"content-type", b"application/json"))
         content = msgspec.json.encode(body)
@@ -90,12 +97,15 @@ class Guard:
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": content, "more_body": False})
 
+    def _asks(self, scope: Scope) -> bool:
+        """Whether this asks for a model."""
+        return scope.get("method") == "POST" and scope["path"] in self._routes
+
     def _concerned(self, scope: Scope) -> bool:
         """Whether this asks for a model while others wait, or while the server drains."""
         return (
             (self._queue.depth > 0 or self._queue.draining)
-            and scope.get("method") == "POST"
-            and scope["path"] in self._routes
+            and self._asks(scope)
             and not header(scope, b"origin")  # a browser needs the headers of CORS
         )
 

@@ -1,8 +1,9 @@
 """What the inference routes of all dialects share: common fields, the deadline, the answer."""
 
 import re
-from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Annotated, Literal, TypeVar, cast
 
 import msgspec
 from litestar.response.base import ASGIResponse
@@ -18,13 +19,18 @@ from embedding_server.api.encode import (
 )
 from embedding_server.api.middleware import client_of, event, header
 from embedding_server.api.parts import parts
-from embedding_server.core import Embeddings, Usage, Vector
+from embedding_server.core import Embeddings, Side, Tokens, Usage, Vector
 from embedding_server.errors import BadRequest
-from embedding_server.serving.engine import Options
+from embedding_server.serving.options import Options
 
 _MAX_TIMEOUT_MS = 3_600_000
+_MAX_DOCUMENTS = 1000
+
+Inputs = str | list[str | int | list[int]]
+"""A text, several, token ids of one, or of several."""
 
 Model = Annotated[str, Meta(description="an id or alias of the model lists")]
+
 Dimensions = Annotated[int, Meta(ge=1, description="cut, then normalised")]
 Timeout = Annotated[int, Meta(ge=1, le=_MAX_TIMEOUT_MS, description="milliseconds, then 504")]
 
@@ -36,16 +42,20 @@ class EmbedOptions(msgspec.Struct, kw_only=True, frozen=True):
 
     model: Model
     truncate: bool = True
+    truncation_direction: Side = "right"
     input_type: Literal["query", "document"] | None = None
     prompt: Annotated[str, Meta(description="put before every text")] | None = None
+    prompt_name: Annotated[str, Meta(description="one of the model's prompts")] | None = None
     timeout_ms: Timeout | None = None
 
     def options(self, request: ApiRequest) -> Options:
         """The engine's options."""
         return Options(
             truncate=self.truncate,
+            side=self.truncation_direction,
             input_type=self.input_type,
             prompt=self.prompt,
+            prompt_name=self.prompt_name,
             timeout=deadline(request, self.timeout_ms),
             client=client_of(request.scope),
         )
@@ -56,7 +66,7 @@ class VectorOptions(EmbedOptions, kw_only=True, frozen=True):
 
     dimensions: Dimensions | None = None
     normalize: bool = True
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
 
     def options(self, request: ApiRequest) -> Options:
         """The engine's options."""
@@ -65,20 +75,47 @@ class VectorOptions(EmbedOptions, kw_only=True, frozen=True):
         )
 
 
-def texts_of(text: str | None, inputs: str | list[str] | None) -> list[str]:
+def texts_of(text: str | None, inputs: Inputs | None) -> list[str | Tokens]:
     """The texts of a request, given as `text` or as `input`; raises `BadRequest`."""
     given = inputs if text is None else text
     if given is None or (text is not None and inputs is not None):
         raise BadRequest("give either text or input")
-    return [given] if isinstance(given, str) else given
+    return input_texts(given)
 
 
-def checked_count(request: ApiRequest, inputs: Sized) -> Sized:
-    """The inputs of a native embed request; raises `BadRequest` where they are too many."""
-    limit = parts(request).settings.max_batch_size
+def checked_count(request: ApiRequest, inputs: Sized, public: int = 0) -> Sized:
+    """The inputs of an embed request; raises `BadRequest` where they are too many.
+
+    `public` is the limit of the dialect's own API, where it has one: the larger one counts.
+    """
+    limit = max(public, parts(request).settings.max_batch_size)
     if len(inputs) > limit:
         raise BadRequest(f"Batch size {len(inputs)} exceeds maximum {limit}")
     return inputs
+
+
+def checked_documents(documents: Sized) -> Sized:
+    """The documents of a rerank request; raises `BadRequest` where they are too many."""
+    if len(documents) > _MAX_DOCUMENTS:
+        raise BadRequest(f"{len(documents)} documents exceed the maximum of {_MAX_DOCUMENTS}")
+    return documents
+
+
+def input_texts(given: str | Sequence[str | int | list[int]]) -> list[str | Tokens]:
+    """The texts of an input; raises `BadRequest` where it mixes token ids with texts."""
+    if isinstance(given, str):
+        return [given]
+    ids = [one for one in given if isinstance(one, int)]
+    if not ids:
+        return [one if isinstance(one, str) else Tokens(cast(list[int], one)) for one in given]
+    if len(ids) < len(given):
+        raise BadRequest("the input mixes token ids with texts: send a list of either")
+    return [Tokens(ids)]
+
+
+def plain_options(request: ApiRequest) -> Options:
+    """What every request says: its client and the deadline of its header."""
+    return Options(timeout=deadline(request), client=client_of(request.scope))
 
 
 def deadline(request: ApiRequest, milliseconds: int | None = None) -> float | None:
@@ -116,19 +153,25 @@ def _base64_item(_: int, vector: Vector) -> str | list[str]:
 
 
 async def respond(
-    request: ApiRequest, body: bytes, model: str, texts: int, usage: Usage
+    request: ApiRequest,
+    body: bytes,
+    model: str,
+    texts: int,
+    usage: Usage,
+    *,
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> ASGIResponse:
-    """The JSON `body` with the headers and log fields of `usage`, compressed if wanted."""
+    """The JSON `body` with `headers` and those and log fields of `usage`, compressed if wanted."""
     fields = event(request.scope)
     fields.update(model=model, texts=texts, tokens=usage.tokens, truncated=usage.truncated)
     if usage.predicted:
         fields.update(
             queue_ms=round(1000 * usage.waited), predicted_queue_ms=round(1000 * usage.predicted)
         )
-    headers = {"X-Model-Fingerprint": usage.fingerprint}
+    said = {"X-Model-Fingerprint": usage.fingerprint, **headers}
     if usage.truncated:
-        headers["X-Truncated-Inputs"] = str(usage.truncated)
+        said["X-Truncated-Inputs"] = str(usage.truncated)
     if parts(request).settings.compress:
         body, more = await compressed(body, request.headers.get("accept-encoding", ""))
-        headers |= more
-    return ASGIResponse(body=body, media_type="application/json", headers=headers)
+        said |= more
+    return ASGIResponse(body=body, media_type="application/json", headers=said)

@@ -1,21 +1,19 @@
 """The native dialect's routes for other vectors and inputs: sparse ones, and images."""
 
-import base64
-import binascii
-import re
 from typing import Any
 
 import msgspec
 from litestar import post
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 from litestar.response.base import ASGIResponse
 
 from embedding_server.api.body import ApiRequest
 from embedding_server.api.encode import json_items, json_object
-from embedding_server.api.errors import ERRORS
+from embedding_server.api.errors import answers, native_error
+from embedding_server.api.images import image_files
 from embedding_server.api.inference import (
     EmbedOptions,
+    Inputs,
     VectorOptions,
     checked_count,
     respond,
@@ -27,16 +25,12 @@ from embedding_server.api.parts import parts
 from embedding_server.core import Kind, Vector
 from embedding_server.errors import BadRequest
 
-_DATA_URI = re.compile(r"data:[\w/+.-]*;base64,", re.ASCII)
-_REMOTE = re.compile(r"(https?|ftp|file)://", re.IGNORECASE)
-_MAX_URI_CHARS = 100
-
 
 class SparseRequest(EmbedOptions, kw_only=True, frozen=True):
     """One text as `text`, or one or several as `input`; `input_type: query` for queries."""
 
     text: str | None = None
-    input: str | list[str] | None = None
+    input: Inputs | None = None
 
 
 class SparseVector(msgspec.Struct):
@@ -65,7 +59,7 @@ class ImageRequest(VectorOptions, kw_only=True, frozen=True):
         if (self.image is None) == (self.images is None):
             raise BadRequest("give either image or images")
         given = [self.image] if self.image is not None else self.images or []
-        return [_decoded(index, text) for index, text in enumerate(given)]
+        return image_files(given)
 
 
 class ImageAnswer(msgspec.Struct):
@@ -81,7 +75,7 @@ class ImageAnswer(msgspec.Struct):
     "/api/embed/sparse",
     status_code=200,
     opt={INFERENCE: True},
-    responses={200: ResponseSpec(SparseAnswer, generate_examples=False), **ERRORS},
+    responses=answers(SparseAnswer, native_error),
 )
 async def embed_sparse(request: ApiRequest, data: JSONBody[SparseRequest]) -> ASGIResponse:
     """Sparse vectors of one text or several."""
@@ -101,7 +95,7 @@ async def embed_sparse(request: ApiRequest, data: JSONBody[SparseRequest]) -> AS
     "/api/embed/image",
     status_code=200,
     opt={INFERENCE: True},
-    responses={200: ResponseSpec(ImageAnswer, generate_examples=False), **ERRORS},
+    responses=answers(ImageAnswer, native_error),
 )
 async def embed_image(request: ApiRequest, data: JSONBody[ImageRequest]) -> ASGIResponse:
     """Vectors of one image or several, in the space of the model's text tower if it has one."""
@@ -117,16 +111,6 @@ def _sparse_item(_: int, vector: Vector) -> dict[str, Any]:
         "indices": vector["index"].tolist(),
         "values": vector["value"].copy(),  # orjson takes arrays that lie in one piece
     }
-
-
-def _decoded(index: int, text: str) -> bytes:
-    if _REMOTE.match(text):
-        raise BadRequest(f"image {index} is an address: images are not fetched, send base64")
-    start = _DATA_URI.match(text[:_MAX_URI_CHARS])
-    try:
-        return base64.b64decode(text[start.end() if start else 0 :], validate=True)
-    except (binascii.Error, ValueError) as exc:
-        raise BadRequest(f"image {index} is no base64 and no data URI with it") from exc
 
 
 HANDLERS: list[Any] = [embed_sparse, embed_image]

@@ -1,21 +1,23 @@
 """The native dialect: `/api/embed`, `/api/embed/batch`, `/api/rerank` and the model lists."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 from litestar import get, post
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 from litestar.response.base import ASGIResponse
 from msgspec import UNSET, UnsetType
 
 from embedding_server.api.body import ApiRequest
-from embedding_server.api.errors import ERRORS
+from embedding_server.api.errors import Shape, answers, native_error
 from embedding_server.api.inference import (
+    Inputs,
     Model,
     Timeout,
     VectorOptions,
     checked_count,
+    checked_documents,
     deadline,
     respond,
     respond_with_vectors,
@@ -23,23 +25,21 @@ from embedding_server.api.inference import (
 )
 from embedding_server.api.middleware import INFERENCE, client_of
 from embedding_server.api.parts import parts
-from embedding_server.core import Kind, Task
+from embedding_server.core import Kind, Side, Task, Tokens
 from embedding_server.errors import BadRequest
-from embedding_server.serving.engine import ONE_VECTOR, Options
+from embedding_server.serving.options import ONE_VECTOR, Options
 from embedding_server.serving.profile import Quality
 from embedding_server.serving.registry import Resident
-
-_MAX_DOCUMENTS = 1000
 
 
 class EmbedRequest(VectorOptions, kw_only=True, frozen=True):
     """One text as `text`, or one or several as `input`."""
 
     text: str | None = None
-    input: str | list[str] | None = None
+    input: Inputs | None = None
     output: Literal["vector", "tokens"] = "vector"
 
-    def texts(self) -> list[str]:
+    def texts(self) -> list[str | Tokens]:
         """The texts to embed; raises `BadRequest`."""
         return texts_of(self.text, self.input)
 
@@ -88,6 +88,7 @@ class RerankRequest(msgspec.Struct, kw_only=True, frozen=True):
     top_n: int | None = None
     return_scores: bool = True
     truncate: bool = True
+    truncation_direction: Side = "right"
     timeout_ms: Timeout | None = None
 
 
@@ -127,7 +128,7 @@ class ModelRow(msgspec.Struct):
     "/api/embed",
     status_code=200,
     opt={INFERENCE: True},
-    responses={200: ResponseSpec(EmbedAnswer, generate_examples=False), **ERRORS},
+    responses=answers(EmbedAnswer, native_error),
 )
 async def embed(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
     """Embed one text or several."""
@@ -138,7 +139,7 @@ async def embed(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIRespon
     "/api/embed/batch",
     status_code=200,
     opt={INFERENCE: True},
-    responses={200: ResponseSpec(EmbedAnswer, generate_examples=False), **ERRORS},
+    responses=answers(EmbedAnswer, native_error),
 )
 async def embed_batch(request: ApiRequest, data: JSONBody[EmbedBatchRequest]) -> ASGIResponse:
     """Embed several texts."""
@@ -146,7 +147,7 @@ async def embed_batch(request: ApiRequest, data: JSONBody[EmbedBatchRequest]) ->
 
 
 async def _embed(
-    request: ApiRequest, data: EmbedRequest | EmbedBatchRequest, texts: list[str]
+    request: ApiRequest, data: EmbedRequest | EmbedBatchRequest, texts: Sequence[str | Tokens]
 ) -> ASGIResponse:
     kinds = (Kind.MULTI,) if data.output == "tokens" else ONE_VECTOR
     answer = await parts(request).engine.embed(
@@ -159,13 +160,12 @@ async def _embed(
     "/api/rerank",
     status_code=200,
     opt={INFERENCE: True},
-    responses={200: ResponseSpec(RerankAnswer, generate_examples=False), **ERRORS},
+    responses=answers(RerankAnswer, native_error),
 )
 async def rerank(request: ApiRequest, data: JSONBody[RerankRequest]) -> ASGIResponse:
     """Order documents by relevance to a query."""
-    documents = [Document(one) if isinstance(one, str) else one for one in data.documents]
-    if len(documents) > _MAX_DOCUMENTS:
-        raise BadRequest(f"{len(documents)} documents exceed the maximum of {_MAX_DOCUMENTS}")
+    given = checked_documents(data.documents)
+    documents = [Document(one) if isinstance(one, str) else one for one in given]
     tops = [top for top in (data.top_k, data.top_n) if top is not None]
     answer = await parts(request).engine.rerank(
         data.model,
@@ -174,6 +174,7 @@ async def rerank(request: ApiRequest, data: JSONBody[RerankRequest]) -> ASGIResp
         min(tops, default=None),
         Options(
             truncate=data.truncate,
+            side=data.truncation_direction,
             timeout=deadline(request, data.timeout_ms),
             client=client_of(request.scope),
         ),
@@ -230,4 +231,5 @@ def _quality(resident: Resident) -> Quality | UnsetType:
     return (resident.model.quality if resident.model else None) or UNSET
 
 
+SHAPES: dict[str, Shape] = {"": native_error}
 HANDLERS: list[Any] = [embed, embed_batch, rerank, embedders, rerankers]

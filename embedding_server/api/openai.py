@@ -1,50 +1,48 @@
-"""The dialect of OpenAI's API: embeddings and the model list, as its SDKs call them."""
+"""OpenAI's API: embeddings, as its SDKs call them; the model lists are in `models`."""
 
-from typing import Annotated, Any, Literal
+import asyncio
+import time
+from typing import Any, Literal
 
 import msgspec
-from litestar import get, post
-from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import JSONBody, PathParameter
+from litestar import post
+from litestar.params import JSONBody
 from litestar.response.base import ASGIResponse
 
 from embedding_server.api.body import ApiRequest
 from embedding_server.api.encode import base64_row, json_items, json_object
-from embedding_server.api.errors import declared_errors
-from embedding_server.api.inference import Dimensions, Model, deadline, respond
-from embedding_server.api.middleware import INFERENCE, client_of
+from embedding_server.api.errors import Shape, answers
+from embedding_server.api.inference import (
+    Inputs,
+    Model,
+    VectorOptions,
+    checked_count,
+    checked_documents,
+    input_texts,
+    plain_options,
+    respond,
+)
+from embedding_server.api.middleware import INFERENCE, event
 from embedding_server.api.parts import parts
-from embedding_server.core import Task, Vector
+from embedding_server.core import Vector
 from embedding_server.errors import (
     BadRequest,
     MethodNotAllowed,
     NotFound,
+    RateLimited,
     ServiceError,
     Unauthorized,
     UnsupportedModel,
 )
-from embedding_server.serving.engine import Options
 
 _MAX_INPUTS = 2048
 """OpenAI's own limit."""
-_SHOWN_CHARS = 200
 
 
-class EmbeddingsRequest(msgspec.Struct, kw_only=True, frozen=True):
-    """One text or several; `user` and whatever else a client sends is ignored."""
+class EmbeddingsRequest(VectorOptions, kw_only=True, frozen=True):
+    """One text or several, or token ids of one or several; `user` and the like are ignored."""
 
-    model: Model
-    input: str | list[str | int | list[int]]
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Dimensions | None = None
-
-    def texts(self) -> list[str]:
-        """The texts to embed; raises `BadRequest` for token ids."""
-        given = [self.input] if isinstance(self.input, str) else self.input
-        texts = [one for one in given if isinstance(one, str)]
-        if len(texts) < len(given):
-            raise BadRequest("token ids are not supported yet as input: send text")
-        return texts
+    input: Inputs
 
 
 class Embedding(msgspec.Struct):
@@ -71,30 +69,11 @@ class EmbeddingsAnswer(msgspec.Struct):
     usage: Usage
 
 
-class ModelCard(msgspec.Struct):
-    """One name of an allowed model; `created` is when this server started, in unix seconds."""
-
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    max_model_len: int
-    dimensions: int
-    task: Task
-
-
-class ModelList(msgspec.Struct):
-    """Every name of every allowed model, by name."""
-
-    object: Literal["list"]
-    data: list[ModelCard]
-
-
 class Failure(msgspec.Struct):
     """What went wrong; `param` names the field of the request that is to blame, if one is."""
 
     message: str
-    type: Literal["invalid_request_error", "server_error"]
+    type: str
     param: str | None
     code: str | None
 
@@ -105,50 +84,39 @@ class FailureBody(msgspec.Struct):
     error: Failure
 
 
-_UNKNOWN_MODEL = 404
 _CODES: dict[type[ServiceError], str] = {
     UnsupportedModel: "model_not_found",
     Unauthorized: "invalid_api_key",
     NotFound: "unknown_url",
     MethodNotAllowed: "method_not_supported",
+    RateLimited: "rate_limit_exceeded",
 }
+_TYPES = {429: "rate_limit_error"}
 
 
 def openai_error(error: ServiceError, _: str) -> tuple[int, FailureBody]:
     """A failure in OpenAI's `Shape`; an unknown model is a 404 there."""
     unknown_model = isinstance(error, UnsupportedModel)
-    status = _UNKNOWN_MODEL if unknown_model else error.status
+    status = 404 if unknown_model else error.status
     failure = Failure(
         message=error.text,
-        type="server_error" if status >= 500 else "invalid_request_error",
+        type=_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error"),
         param="model" if unknown_model else None,
         code="service_unavailable" if status == 503 else _CODES.get(type(error)),
     )
     return status, FailureBody(failure)
 
 
-_MODEL_ERROR = {
-    _UNKNOWN_MODEL: ResponseSpec(FailureBody, generate_examples=False, description="unknown model")
-}
-_ERRORS = declared_errors(FailureBody) | _MODEL_ERROR
-
-
 @post(
     ["/v1/embeddings", "/api/v1/embeddings", "/embeddings"],
     status_code=200,
     opt={INFERENCE: True},
-    responses={200: ResponseSpec(EmbeddingsAnswer, generate_examples=False), **_ERRORS},
+    responses=answers(EmbeddingsAnswer, openai_error),
 )
 async def embeddings(request: ApiRequest, data: JSONBody[EmbeddingsRequest]) -> ASGIResponse:
     """Embed one text or several."""
-    here, texts = parts(request), data.texts()
-    limit = max(_MAX_INPUTS, here.settings.max_batch_size)
-    if len(texts) > limit:
-        raise BadRequest(f"Batch size {len(texts)} exceeds maximum {limit}")
-    options = Options(
-        dimensions=data.dimensions, timeout=deadline(request), client=client_of(request.scope)
-    )
-    answer = await here.engine.embed(data.model, texts, options)
+    texts = checked_count(request, input_texts(data.input), _MAX_INPUTS)
+    answer = await parts(request).engine.embed(data.model, texts, data.options(request))
     body = json_object(
         object="list",
         data=await json_items(
@@ -168,41 +136,85 @@ def _base64_item(index: int, vector: Vector) -> dict[str, Any]:
     return {"object": "embedding", "index": index, "embedding": base64_row(vector)}
 
 
-@get(["/v1/models", "/api/v1/models"], sync_to_thread=False)
-def models(request: ApiRequest) -> ModelList:
-    """The allowed models, by name."""
-    cards = _cards(request)
-    return ModelList(object="list", data=[cards[name] for name in sorted(cards)])
+class ScoreRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """One text and others to score it against, or as many of either, in pairs."""
+
+    model: Model
+    text_1: str | list[str]
+    text_2: str | list[str]
+
+    def pairs(self) -> list[tuple[str, list[str]]]:
+        """Queries, and the documents of each; raises `BadRequest`."""
+        ones = [self.text_1] if isinstance(self.text_1, str) else self.text_1
+        others = checked_documents([self.text_2] if isinstance(self.text_2, str) else self.text_2)
+        if len(ones) == 1:
+            return [(ones[0], others)]
+        if not ones or len(ones) != len(others):
+            raise BadRequest("text_1 must be one text, or as many as text_2 has")
+        return [(one, [other]) for one, other in zip(ones, others, strict=True)]
 
 
-@get("/v1/models/{id:path}", sync_to_thread=False, responses=_MODEL_ERROR)
-def model(request: ApiRequest, name: Annotated[str, PathParameter(name="id")]) -> ModelCard:
-    """One allowed model."""
-    wanted = name.removeprefix("/")  # a path parameter begins with one
-    card = _cards(request).get(wanted)
-    if card is None:
-        raise UnsupportedModel(f"Model {wanted[:_SHOWN_CHARS]} is not in the allowed models list")
-    return card
+class Score(msgspec.Struct):
+    """That of a pair."""
+
+    object: Literal["score"]
+    index: int
+    score: float
 
 
-def _cards(request: ApiRequest) -> dict[str, ModelCard]:
-    """Every name that is allowed; one that is allowed for both tasks is an embedding model."""
-    here = parts(request)
-    listed, residents = here.engine.catalog.listed, here.engine.registry.residents
-    return {
-        name: ModelCard(
-            id=name,
-            object="model",
-            created=here.created,
-            owned_by=name.rpartition("/")[0] or "local",
-            max_model_len=residents[spec.id].spec.max_tokens,
-            dimensions=residents[spec.id].spec.dimensions,
-            task=task,
-        )
-        for task in (Task.RERANK, Task.EMBED)
-        for spec in listed[task].values()
-        for name in spec.names
-    }
+class ScoreAnswer(msgspec.Struct, kw_only=True):
+    """One element of `data` per pair, in order; `created` in unix seconds."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[Score]
+    usage: Usage
 
 
-HANDLERS: list[Any] = [embeddings, models, model]
+@post(
+    "/v1/score",
+    status_code=200,
+    opt={INFERENCE: True},
+    responses=answers(ScoreAnswer, openai_error),
+)
+async def score(request: ApiRequest, data: JSONBody[ScoreRequest]) -> ASGIResponse:
+    """Score texts against each other, as vLLM does."""
+    rerank, pairs = parts(request).engine.rerank, data.pairs()
+    options = msgspec.structs.replace(plain_options(request), raw_scores=False)
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(rerank(data.model, query, documents, None, options))
+                for query, documents in pairs
+            ]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    answered = [task.result() for task in tasks]
+    scores = [
+        found for one in answered for _, found in sorted(zip(one.order, one.scores, strict=True))
+    ]
+    usage = msgspec.structs.replace(
+        answered[0].usage,
+        tokens=sum(one.usage.tokens for one in answered),
+        truncated=sum(one.usage.truncated for one in answered),
+    )
+    body = ScoreAnswer(
+        id=event(request.scope)["request_id"],
+        created=int(time.time()),
+        model=data.model,
+        data=[Score("score", index, found) for index, found in enumerate(scores)],
+        usage=Usage(usage.tokens, usage.tokens),
+    )
+    content = msgspec.json.encode(body)
+    return await respond(request, content, data.model, len(scores), usage)
+
+
+SHAPES: dict[str, Shape] = {
+    "/v1": openai_error,
+    "/api/v1/embeddings": openai_error,
+    "/embeddings": openai_error,
+    "/models": openai_error,
+}
+HANDLERS: list[Any] = [embeddings, score]

@@ -94,13 +94,18 @@ class Catalog:
         """Every allowed model once, by its canonical id."""
         return {spec.id: spec for listed in self.listed.values() for spec in listed.values()}
 
-    def resolve(self, name: str, task: Task) -> ModelSpec:
-        """The spec behind a client's model name; raises `UnsupportedModel`."""
-        if spec := self._allowed[task].get(name):
-            return spec
+    def resolve(self, name: str, *tasks: Task) -> ModelSpec:
+        """The spec behind a client's model name, for one of these tasks.
+
+        Raises:
+            UnsupportedModel: the model is not allowed, or not for them.
+        """
+        for task in tasks:
+            if spec := self._allowed[task].get(name):
+                return spec
         shown = name[:_SHOWN_CHARS]
         if any(name in allowed for allowed in self._allowed.values()):
-            raise UnsupportedModel(f"Model {shown} is allowed for another task, not for {task}")
+            raise UnsupportedModel(f"Model {shown} is allowed for another task, not for {tasks[0]}")
         raise UnsupportedModel(f"Model {shown} is not in the allowed models list")
 
     @property
@@ -120,12 +125,12 @@ class Catalog:
             self._learn([self._found(name)])
         return self._known[name]
 
-    def spec(self, name: str) -> ModelSpec:
-        """The allowed model of that name, whatever its task; raises `SettingsError`."""
+    def spec(self, name: str, setting: str) -> ModelSpec:
+        """The allowed model that a setting names, whatever its task; raises `SettingsError`."""
         for allowed in self._allowed.values():
             if spec := allowed.get(name):
                 return spec
-        raise SettingsError(f"INFERENCE_PRELOAD={name!r}: the model is in no allow-list")
+        raise SettingsError(f"{setting}={name!r}: the model is in no allow-list")
 
     def _learn(self, specs: Iterable[ModelSpec]) -> None:
         """Take in what is not known; a model goes by those of its names that are free."""

@@ -42,6 +42,11 @@ class Type(StrEnum):
     IMAGE = "image-embeddings"
     RERANK = "rerank"
 
+    @classmethod
+    def of(cls, task: Task, kind: Kind) -> "Type":
+        """What a model of this kind is called that serves this task."""
+        return next(one for one in cls if one.task is task and kind in one.kinds)
+
     @property
     def task(self) -> Task:
         """What clients may ask of it."""

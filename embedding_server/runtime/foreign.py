@@ -12,7 +12,7 @@ from typing import Any
 from embedding_server.runtime.encoder import InputError
 from embedding_server.runtime.tokenizer import TokenizerError
 
-_NAME = "cl100k_base"
+NAME = "cl100k_base"
 
 
 class ForeignIds:
@@ -56,13 +56,13 @@ def load(patience: float = 20.0) -> ForeignIds:
         import tiktoken  # noqa: PLC0415 - optional
     except ImportError as exc:
         raise TokenizerError(
-            f"token ids of {_NAME} need tiktoken, which is not installed: pip install tiktoken"
+            f"token ids of {NAME} need tiktoken, which is not installed: pip install tiktoken"
         ) from exc
     outcome: list[Any] = []
 
     def fetch() -> None:
         try:
-            outcome.append(tiktoken.get_encoding(_NAME))
+            outcome.append(tiktoken.get_encoding(NAME))
         except Exception as exc:  # noqa: BLE001 - whatever requests raises; it is raised below
             outcome.append(exc)
 
@@ -73,7 +73,7 @@ def load(patience: float = 20.0) -> ForeignIds:
     found = outcome[0] if outcome else TimeoutError(f"no answer in {patience:g} s")
     if isinstance(found, Exception):
         raise TokenizerError(
-            f"tiktoken could not load {_NAME} ({type(found).__name__}): without a network, put "
+            f"tiktoken could not load {NAME} ({type(found).__name__}): without a network, put "
             "its vocabulary into the directory that TIKTOKEN_CACHE_DIR names"
         ) from found
     return ForeignIds(found)

@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from embedding_server.core import (
     Embeddings,
     Kind,
     ModelSpec,
+    Piece,
     Query,
     Ranking,
     Task,
@@ -32,61 +33,38 @@ from embedding_server.errors import (
     DeadlineExceeded,
     EmbeddingError,
     RerankError,
+    ServiceError,
     UnsupportedModel,
 )
 from embedding_server.observability.metrics import OTHER_MODEL, Metrics
 from embedding_server.runtime.encoder import InputError
+from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.admission import AdmissionQueue
 from embedding_server.serving.batcher import RunError
-from embedding_server.serving.kinds import finished, scores
-from embedding_server.serving.model import TextTooLong
+from embedding_server.serving.kinds import finished, relevance, scores
+from embedding_server.serving.model import Model, TextTooLong
+from embedding_server.serving.options import (
+    ONE_VECTOR,
+    Input,
+    Options,
+    check_model,
+    check_options,
+    prompted,
+)
 from embedding_server.serving.registry import Registry
 from embedding_server.serving.schedule import Lane
 
 T = TypeVar("T")
 
-_MAX_PROMPT_CHARS = 10_000
-
-ONE_VECTOR = (Kind.DENSE, Kind.STATIC)
-"""Kinds that make one dense vector of a text."""
-
-Prompted = Callable[[ModelSpec], Sequence[Text]]
+Prompted = Callable[[Model], Sequence[Text]]
 """The texts of a request, as its model wants them; what it wants its files say."""
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client may say beside its texts.
-
-    `dimensions` cuts vectors before they are normalised; `truncate` False makes a text over the
-    model's limit an error; `input_type` picks the model's own prompt, `prompt` replaces it;
-    `timeout` is in seconds. `client` is who it is: clients take turns.
-    """
-
-    dimensions: int | None = None
-    normalize: bool = True
-    truncate: bool = True
-    input_type: str | None = None
-    prompt: str | None = None
-    timeout: float | None = None
-    client: str = ""
-
-
-_SERVED_BY = {
-    Kind.DENSE: "POST /api/embed serves it",
-    Kind.STATIC: "POST /api/embed serves it",
-    Kind.MULTI: 'POST /api/embed serves it, with "output": "tokens"',
-    Kind.SPARSE: "POST /api/embed/sparse serves it",
-    Kind.IMAGE: "POST /api/embed/image serves it",
-    Kind.CROSS: "POST /api/rerank serves it",
-}
-"""What to do instead, for a request to a model of another kind than it asked for."""
-
-
 class _Raw(msgspec.Struct, frozen=True):
-    """What a model made of a request, and the model as its files describe it."""
+    """What a model made of a request, and the model."""
 
     vectors: list[Vector]
-    spec: ModelSpec
+    model: Model
     usage: Usage
 
 
@@ -115,6 +93,7 @@ class Engine:
 
     Args:
         max_text_chars: longest text; 0 = no limit but the model's.
+        defaults: ids of models of requests that name none.
     """
 
     def __init__(
@@ -125,46 +104,43 @@ class Engine:
         metrics: Metrics,
         *,
         max_text_chars: int,
+        defaults: Sequence[str] = (),
     ) -> None:
         self.catalog = catalog
         self.registry = registry
         self.queue = queue
         self.metrics = metrics
         self._max_text_chars = max_text_chars
+        self._defaults = defaults
 
     async def embed(
         self,
         name: str,
-        texts: Sequence[str] | Sequence[bytes],
+        inputs: Sequence[Input],
         options: Options,
         kinds: Sequence[Kind] = ONE_VECTOR,
     ) -> Embeddings:
-        """What a model of one of these kinds makes of each text or image file.
+        """What a model of one of these kinds makes of each input.
 
         Raises:
             UnsupportedModel, BadRequest: the request is wrong.
             ServiceUnavailable, ModelLoadError, DeadlineExceeded: it came at a bad time.
             EmbeddingError: the model failed on it.
         """
-        with self._observed(Task.EMBED, name, len(texts)) as spec:
-            _check_prompt(options.prompt)
-            self._check_lengths(texts, _text_name)
+        with self._observed(Task.EMBED, name, len(inputs)) as spec:
+            check_options(options)
+            self._check_lengths(inputs, _text_name)
 
-            def prompted(model: ModelSpec) -> list[Text]:
-                _check_model(model, texts, options, kinds)
-                return _prompted(model, texts, options)
+            def texts(model: Model) -> list[Text]:
+                check_model(model.spec, inputs, options, kinds)
+                return prompted(model.spec, model.read(inputs), options)
 
             if not spec.unidentified:
-                _check_model(spec, texts, options, kinds)
-            try:
-                raw = await self._run(spec, prompted, options)
-            except TextTooLong as exc:
-                raise _too_long(_text_name(exc.index), exc.limit) from exc
-            except InputError as exc:
-                raise BadRequest(f"image {exc.index} {exc}") from exc
-            except RunError as exc:
-                raise EmbeddingError(str(exc)) from exc
-            kind = raw.spec.kind
+                check_model(spec, inputs, options, kinds)
+            images = any(isinstance(one, bytes) for one in inputs)
+            with _translated(_image_name if images else _text_name, EmbeddingError):
+                raw = await self._run(spec, texts, options)
+            kind = raw.model.spec.kind
             finish = partial(
                 finished,
                 kind,
@@ -173,8 +149,12 @@ class Engine:
                 normalize=options.normalize,
             )
             vectors = await _off_loop(kind, finish)
-            width = 0 if kind is Kind.SPARSE else options.dimensions or raw.spec.dimensions
-            return Embeddings(vectors, width, raw.usage)
+            width = 0 if kind is Kind.SPARSE else options.dimensions or raw.model.spec.dimensions
+            calibration = raw.model.calibration
+            limit = 0.0
+            if calibration:
+                limit = calibration.limit(width, normalize=options.normalize)
+            return Embeddings(vectors, width, raw.usage, limit)
 
     async def rerank(
         self, name: str, query: str, documents: Sequence[str], top: int | None, options: Options
@@ -190,26 +170,78 @@ class Engine:
             self._check_lengths([query, *documents], _rerank_name)
             pairs = False
 
-            def prompted(model: ModelSpec) -> list[Text]:
+            def texts(model: Model) -> list[Text]:
                 nonlocal pairs
-                pairs = model.kind is Kind.CROSS
+                pairs = model.spec.kind is Kind.CROSS
                 if pairs:
                     return [(query, text) for text in documents]
-                prompts = model.prompts
+                prompts = model.spec.prompts
                 given = [prompts.get("document", "") + text for text in documents]
                 return [Query(prompts.get("query", "") + query), *given] if given else []
 
-            try:
-                raw = await self._run(spec, prompted, options)
-            except TextTooLong as exc:
-                which = f"the query with document {exc.index}" if pairs else _rerank_name(exc.index)
-                raise _too_long(which, exc.limit) from exc
-            except RunError as exc:
-                raise RerankError(str(exc)) from exc
-            kind = raw.spec.kind
+            def name_of(index: int) -> str:
+                return f"the query with document {index}" if pairs else _rerank_name(index)
+
+            with _translated(name_of, RerankError):
+                raw = await self._run(spec, texts, options)
+            kind = raw.model.spec.kind
             found = await _off_loop(kind, partial(scores, kind, raw.vectors))
+            if not options.raw_scores:
+                found = relevance(kind, found)
             order = np.argsort(-found, kind="stable")[:top].tolist()
             return Ranking(order, [float(found[index]) for index in order], raw.usage)
+
+    async def pieces(
+        self, name: str, texts: Sequence[str], options: Options, *, specials: bool
+    ) -> list[list[Piece]]:
+        """The tokens of each text, whole, with the special ones around them or not.
+
+        Raises as `embed` does.
+        """
+        check_options(options)
+        self._check_lengths(texts, _text_name)
+        with await self.registry.lease(self.described(name)) as model, _reading():
+            whole = [str(one) for one in prompted(model.spec, texts, options)]
+            tokenizer = _tokenizer(model)
+            return await asyncio.to_thread(tokenizer.pieces, whole, specials=specials)
+
+    async def detokenize(
+        self, name: str, ids: Sequence[Sequence[int]], *, skip_specials: bool
+    ) -> list[str]:
+        """The text of each list of token ids; raises as `embed` does."""
+        with await self.registry.lease(self.described(name)) as model, _reading():
+            tokenizer = _tokenizer(model)
+            return await asyncio.to_thread(tokenizer.decode, ids, skip_specials=skip_specials)
+
+    async def load(self, name: str) -> None:
+        """Make a model resident; raises `UnsupportedModel` and `ModelLoadError`."""
+        with await self.registry.lease(self.described(name)):
+            pass
+
+    async def unload(self, name: str) -> None:
+        """Unload a model; raises `UnsupportedModel` and `ModelLoadError`."""
+        await self.registry.unload(self.described(name))
+
+    def described(self, name: str) -> ModelSpec:
+        """What is known of a model, whatever its task; raises `UnsupportedModel`."""
+        spec = self.catalog.resolve(name, *Task)
+        return self.registry.residents[spec.id].spec
+
+    def default(self, task: Task, kinds: Sequence[Kind] = tuple(Kind)) -> str:
+        """The model of requests that name none: a default of the settings, or the only one.
+
+        Raises:
+            BadRequest: there is none, or there are several.
+        """
+        listed = [self.described(name) for name in self.catalog.listed[task]]
+        fitting = {spec.id: None for spec in listed if spec.kind in kinds}
+        for name in self._defaults:
+            if name in fitting:
+                return name
+        if len(fitting) != 1:
+            count = "several models serve" if fitting else "no allowed model serves"
+            raise BadRequest(f"{count} this: name one in INFERENCE_DEFAULT_MODEL")
+        return next(iter(fitting))
 
     async def _run(self, spec: ModelSpec, texts: Prompted, options: Options) -> _Raw:
         """Raw vectors within the client's deadline."""
@@ -229,20 +261,26 @@ class Engine:
         self, spec: ModelSpec, prompted: Prompted, options: Options, stages: Stages
     ) -> _Raw:
         with await self.registry.lease(spec) as model:
-            texts = prompted(model.spec)
+            texts = prompted(model)
             if not texts:
-                return _Raw([], model.spec, Usage(fingerprint=model.fingerprint))
+                return _Raw([], model, Usage(fingerprint=model.fingerprint))
             stages.enter("waiting for admission")
             work, lane = model.estimate(texts), Lane.of(len(texts))
             with await self.queue.permit(work, lane, options.client) as permit:
                 stages.enter("tokenising")
-                encodings = await model.tokenize(texts, truncate=options.truncate)
+                tokenizing = time.perf_counter()
+                if options.document_tokens:
+                    texts = await model.shorten(texts, options.document_tokens)
+                encodings = await model.tokenize(
+                    texts, truncate=options.truncate, side=options.side
+                )
                 lengths = [len(one.item) for one in encodings]
                 permit.correct(model.batcher.work(lengths))
                 if model.batcher.ceiling.holds_back(max(lengths)):
                     message = f"{max(lengths)} tokens do not fit into the GPU's memory now"
                     raise self.queue.refusal("gpu_memory", message)
                 stages.enter("in the model's queue and runs")
+                running = time.perf_counter()
                 items = [one.item for one in encodings]
                 vectors = await model.batcher.embed(items, options.client)
             if model.spec.uncut:
@@ -253,10 +291,12 @@ class Engine:
                 truncated=sum(one.truncated for one in encodings),
                 waited=permit.waited,
                 predicted=permit.predicted_wait,
+                tokenizing=running - tokenizing,
+                running=time.perf_counter() - running,
             )
-            return _Raw(vectors, model.spec, usage)
+            return _Raw(vectors, model, usage)
 
-    def _check_lengths(self, texts: Sequence[str | bytes], name: Callable[[int], str]) -> None:
+    def _check_lengths(self, texts: Sequence[Input], name: Callable[[int], str]) -> None:
         limit = self._max_text_chars
         for index, text in enumerate(texts if limit else ()):
             if isinstance(text, str) and len(text) > limit:
@@ -286,42 +326,39 @@ def _text_name(index: int) -> str:
     return f"text {index}"
 
 
+def _image_name(index: int) -> str:
+    return f"image {index}"
+
+
 def _rerank_name(index: int) -> str:
     """The query is the first of the texts that go through the model."""
     return f"document {index - 1}" if index else "the query"
+
+
+@contextmanager
+def _translated(name: Callable[[int], str], failed: type[ServiceError]) -> Iterator[None]:
+    """What goes wrong inside as a client's error; `name` says what input an index stands for."""
+    try:
+        yield
+    except TextTooLong as exc:
+        raise _too_long(name(exc.index), exc.limit) from exc
+    except InputError as exc:
+        raise BadRequest(f"{name(exc.index)} {exc}") from exc
+    except RunError as exc:
+        raise failed(str(exc)) from exc
+
+
+def _reading() -> AbstractContextManager[None]:
+    return _translated(_text_name, EmbeddingError)
+
+
+def _tokenizer(model: Model) -> Tokenizer:
+    if model.tokenizer is None:
+        raise UnsupportedModel(f"Model {model.spec.id} has no tokenizer")
+    return model.tokenizer
 
 
 def _too_long(which: str, limit: int) -> BadRequest:
     return BadRequest(
         f"{which} has more than {limit} tokens: shorten it, or allow truncation with truncate: true"
     )
-
-
-def _check_model(
-    spec: ModelSpec,
-    texts: Sequence[str] | Sequence[bytes],
-    options: Options,
-    kinds: Sequence[Kind],
-) -> None:
-    if spec.kind not in kinds:
-        raise UnsupportedModel(f"Model {spec.id} is {spec.kind}: {_SERVED_BY[spec.kind]}")
-    if texts and isinstance(texts[0], bytes) and not spec.takes_images:
-        raise UnsupportedModel(f"Model {spec.id} takes texts, no images")
-    dimensions = options.dimensions
-    if dimensions is not None and not 1 <= dimensions <= spec.dimensions:
-        raise BadRequest(f"dimensions must be from 1 to {spec.dimensions}, got {dimensions}")
-
-
-def _check_prompt(prompt: str | None) -> None:
-    if prompt is not None and len(prompt) > _MAX_PROMPT_CHARS:
-        raise BadRequest(f"prompt has more than {_MAX_PROMPT_CHARS} characters")
-
-
-def _prompted(
-    spec: ModelSpec, texts: Sequence[str] | Sequence[bytes], options: Options
-) -> list[Text]:
-    prompt = options.prompt
-    if prompt is None:
-        prompt = spec.prompts.get(options.input_type or "", "")
-    form = Query if options.input_type == "query" else str
-    return [form(prompt + text) if isinstance(text, str) else text for text in texts]

@@ -111,6 +111,13 @@ def scores(kind: Kind, vectors: Sequence[Vector]) -> Rows:
     return _SCORES[kind](vectors) if vectors else np.empty(0, np.float32)
 
 
+def relevance(kind: Kind, raw: Rows) -> Rows:
+    """Scores between 0 and 1 where the model gives logits; others are left as they are."""
+    if kind is not Kind.CROSS:
+        return raw
+    return np.asarray((1 + np.tanh(raw / 2)) / 2, np.float32)  # 1 / (1 + exp(-raw)), in any range
+
+
 def _cut(rows: Rows, dimensions: int | None, *, normalize: bool) -> Rows:
     rows = rows[:, :dimensions]
     return normalized(rows) if normalize else np.ascontiguousarray(rows)

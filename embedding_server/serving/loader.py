@@ -10,6 +10,7 @@ from embedding_server.catalog import FilesError, ModelFilesError
 from embedding_server.convert import ConvertError
 from embedding_server.core import ModelSpec, Precision
 from embedding_server.observability.metrics import Metrics
+from embedding_server.runtime import foreign
 from embedding_server.runtime.session import SessionError
 from embedding_server.runtime.tokenizer import TokenizerError
 from embedding_server.serving.batcher import Batcher
@@ -80,6 +81,7 @@ class Loader:
             LoadError: a file is missing or damaged, or the model failed its self-check.
         """
         try:
+            foreign_ids = foreign.load() if spec.token_ids == foreign.NAME else None
             with self._one_at_a_time:
                 source = Source(spec, self._plan, self._device.cores)
                 runs = self._device.runs
@@ -116,6 +118,7 @@ class Loader:
             batcher,
             self._tokenizing,
             self._metrics,
+            foreign=foreign_ids,
             fingerprint=source.fingerprint(session.provider),
             quality=profile.quality,
             calibration=calibration,

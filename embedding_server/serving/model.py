@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial
 
-from embedding_server.core import Encoding, ModelSpec, Precision, Side, Text, Tokens
+from embedding_server.core import Encoding, ModelSpec, Precision, Query, Side, Text, Tokens
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.encoder import Encoder, InputError
+from embedding_server.runtime.foreign import ForeignIds
 from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.batcher import Batcher
 from embedding_server.serving.calibration import Calibration
 from embedding_server.serving.cost import Work
+from embedding_server.serving.options import Input
 from embedding_server.serving.profile import Quality
 
 _SMOOTHING = 0.1
@@ -38,6 +40,7 @@ class Model:
         executor: one thread for tokenising larger requests off the event loop.
         fingerprint: see `Source.fingerprint`.
         quality: of a reduced precision, against fp32.
+        foreign: reads token ids of clients, where these are not the model's.
         calibration: how large its vectors' numbers get; None for kinds it is not known of.
     """
 
@@ -51,6 +54,7 @@ class Model:
         *,
         fingerprint: str,
         quality: Quality | None,
+        foreign: ForeignIds | None = None,
         calibration: Calibration | None,
     ) -> None:
         self.spec = spec
@@ -60,6 +64,7 @@ class Model:
         self.calibration = calibration
         self._encoder = encoder
         self._executor = executor
+        self._foreign = foreign
         self._metrics = metrics
         self._tokens_per_char = 0.25
 
@@ -87,6 +92,29 @@ class Model:
         encoder = self._encoder
         found = encoder if isinstance(encoder, Tokenizer) else getattr(encoder, "tokenizer", None)
         return found if isinstance(found, Tokenizer) else None
+
+    def read(self, inputs: Sequence[Input]) -> Sequence[Input]:
+        """The inputs, where the model takes token ids of a foreign vocabulary as texts.
+
+        Raises:
+            InputError: an id is not in it.
+        """
+        if not self._foreign:
+            return inputs
+        return [
+            self._foreign.text(index, one) if isinstance(one, Tokens) else one
+            for index, one in enumerate(inputs)
+        ]
+
+    async def shorten(self, texts: Sequence[Text], tokens: int) -> list[Text]:
+        """The texts, documents cut to so many tokens each; queries stay whole."""
+        if self.tokenizer is None:
+            return list(texts)
+        documents = [text[1] if isinstance(text, tuple) else text for text in texts]
+        cut = asyncio.get_running_loop().run_in_executor(
+            self._executor, self.tokenizer.shortened, [str(one) for one in documents], tokens
+        )
+        return [_with_document(text, short) for text, short in zip(texts, await cut, strict=True)]
 
     def estimate(self, texts: Sequence[Text]) -> Work:
         """What these texts cost, guessed without tokenising them."""
@@ -141,6 +169,14 @@ class Model:
             specials = self._encoder.specials
             ratio = sum(len(encoding.item) - specials for encoding in encodings) / chars
             self._tokens_per_char += _SMOOTHING * (ratio - self._tokens_per_char)
+
+
+def _with_document(text: Text, document: str) -> Text:
+    if isinstance(text, Query):
+        return text
+    if isinstance(text, tuple) and not isinstance(text, Tokens):
+        return text[0], document
+    return document
 
 
 def _chars(texts: Sequence[Text]) -> list[int]:

@@ -1,12 +1,11 @@
 """Whether the server serves, and if not, why: what probes and load balancers are told."""
 
-from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
 from embedding_server.catalog import Catalog
-from embedding_server.core import ModelSpec, Task
+from embedding_server.core import Task
 from embedding_server.serving.admission import AdmissionQueue
 from embedding_server.serving.device import Device
 from embedding_server.serving.registry import Registry, State
@@ -25,8 +24,7 @@ class Readiness:
     """Judges the parts of one application.
 
     Args:
-        required: models that must be resident.
-        policy: whether `all` of them must serve, or `any`.
+        policy: whether `all` models that are to stay must serve, or `any` of them.
     """
 
     def __init__(
@@ -36,14 +34,13 @@ class Readiness:
         registry: Registry,
         device: Device,
         queue: AdmissionQueue,
-        required: Iterable[ModelSpec],
         policy: Literal["all", "any"],
     ) -> None:
         self._catalog = catalog
         self._device = device
         self._queue = queue
-        self._required = [registry.residents[spec.id] for spec in required]
-        self._enough = any if policy == "any" and self._required else all
+        self._registry = registry
+        self._policy = policy
 
     def check(self) -> Answer:
         """The present state."""
@@ -51,20 +48,24 @@ class Readiness:
         if self._queue.draining:
             reasons.append("the server is shutting down")
         able = not reasons
+        required = self._registry.pinned
+        enough = any if self._policy == "any" and required else all
         reasons += [
             f"{one.spec.id}: {one.state}" + f" ({one.error})" * bool(one.error)
-            for one in self._required
+            for one in required
             if one.state is not State.READY
         ]
-        ready = able and self._enough(one.state is State.READY for one in self._required)
+        ready = able and enough(one.state is State.READY for one in required)
         return Answer(
             ready=ready,
             tasks={task: able and self._serves(task) for task in Task},
             reasons=[] if ready else reasons,
-            started=all(one.settled.is_set() for one in self._required),
+            started=all(one.settled.is_set() for one in required),
         )
 
     def _serves(self, task: Task) -> bool:
         listed = {spec.id for spec in self._catalog.listed[task].values()}
-        states = [one.state is State.READY for one in self._required if one.spec.id in listed]
-        return bool(listed) and (self._enough(states) if states else True)
+        pinned = self._registry.pinned
+        states = [one.state is State.READY for one in pinned if one.spec.id in listed]
+        enough = any if self._policy == "any" and states else all
+        return bool(listed) and enough(states)

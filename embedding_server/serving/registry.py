@@ -145,6 +145,11 @@ class Registry:
         ready = [one for one in self.residents.values() if one.state is State.READY]
         return [one.spec.id for one in sorted(ready, key=lambda one: one.loaded_at)]
 
+    @property
+    def pinned(self) -> list[Resident]:
+        """The models that are to stay."""
+        return [one for one in self.residents.values() if one.pinned]
+
     def start(self, pinned: Iterable[ModelSpec]) -> None:
         """Start loading the models that are to stay; returns at once."""
         if self.ttl:
@@ -173,9 +178,31 @@ class Registry:
             await self._wait(resident)
         return resident
 
+    async def unload(self, spec: ModelSpec) -> None:
+        """Unload a model as soon as nobody uses it, and keep it only on demand from then on.
+
+        Raises:
+            ModelLoadError: it is still in use after `patience` seconds.
+        """
+        resident = self.residents[spec.id]
+        resident.pinned = False
+        if resident.state is not State.READY:
+            return
+        self._close(resident)
+        try:
+            async with asyncio.timeout(self._patience):
+                while resident.users:
+                    self._freed.clear()
+                    await self._freed.wait()
+        except TimeoutError as exc:
+            self._reopen()
+            message = f"{spec.id} is still in use"
+            raise self._refusal("busy", message, self._patience) from exc
+        if resident.state is State.READY:
+            self._unload(resident, "asked")
+
     async def _wait(self, resident: Resident) -> None:
-        pinned = sum(one.pinned for one in self.residents.values())
-        if self.max_loaded and not resident.pinned and pinned >= self.max_loaded:
+        if self.max_loaded and not resident.pinned and len(self.pinned) >= self.max_loaded:
             message = f"{resident.spec.id} has no room: INFERENCE_PRELOAD takes all of it"
             raise self._refusal("no_room", message, self._patience)
         if not resident.closing:

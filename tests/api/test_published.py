@@ -104,7 +104,7 @@ async def test_good_broken_and_unreachable(
         assert "model.onnx" in models[BROKEN]["error"]
         assert "BAAI/bge-m3 does not exist or is private" in models["BAAI/bge-m3"]["error"]
         assert (await client.get("/health/ready")).is_success
-        client.app.parts.readiness._enough = all
+        client.app.parts.readiness._policy = "all"
         answer = await client.get("/health/ready")
         assert answer.status_code == 503
         assert len(answer.json()["reasons"]) == 2

@@ -232,7 +232,7 @@ def test_a_key_is_one_more_name(config: Path) -> None:
     assert found.resolve("ranks", Task.RERANK).id == "rozgo/bge-reranker-v2-m3"
     assert list(found.listed[Task.EMBED]) == [BGE, "one", "two"]
     assert set(found.models) == {BGE, E5, "rozgo/bge-reranker-v2-m3"}
-    assert found.spec("two") is spec
+    assert found.spec("two", "INFERENCE_PRELOAD") is spec
     with pytest.raises(UnsupportedModel):
         found.resolve("ranks", Task.EMBED)
 

@@ -1,0 +1,59 @@
+"""Cohere's tokenize and detokenize."""
+
+import msgspec
+from litestar import post
+from litestar.params import JSONBody
+
+from embedding_server.api.body import ApiRequest
+from embedding_server.api.cohere.answers import ApiVersion, cohere_error
+from embedding_server.api.errors import answers
+from embedding_server.api.inference import Model, plain_options
+from embedding_server.api.parts import parts
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """A text."""
+
+    model: Model
+    text: str
+
+
+class TokenizeAnswer(msgspec.Struct):
+    """Its tokens, without special ones."""
+
+    tokens: list[int]
+    token_strings: list[str]
+    meta: dict[str, ApiVersion]
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """Token ids of a text."""
+
+    model: Model
+    tokens: list[int]
+
+
+class DetokenizeAnswer(msgspec.Struct):
+    """The text."""
+
+    text: str
+    meta: dict[str, ApiVersion]
+
+
+_META = {"api_version": ApiVersion("1")}
+
+
+@post("/v1/tokenize", status_code=200, responses=answers(TokenizeAnswer, cohere_error))
+async def tokenize(request: ApiRequest, data: JSONBody[TokenizeRequest]) -> TokenizeAnswer:
+    """The tokens of a text."""
+    (pieces,) = await parts(request).engine.pieces(
+        data.model, [data.text], plain_options(request), specials=False
+    )
+    return TokenizeAnswer([one.id for one in pieces], [one.text for one in pieces], _META)
+
+
+@post("/v1/detokenize", status_code=200, responses=answers(DetokenizeAnswer, cohere_error))
+async def detokenize(request: ApiRequest, data: JSONBody[DetokenizeRequest]) -> DetokenizeAnswer:
+    """The text of token ids."""
+    (text,) = await parts(request).engine.detokenize(data.model, [data.tokens], skip_specials=False)
+    return DetokenizeAnswer(text, _META)

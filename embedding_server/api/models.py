@@ -1,0 +1,180 @@
+"""The model lists of all dialects but the native one, and loading and unloading.
+
+The dialects agree about paths and differ in fields, so each answer has the fields of all of them.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from litestar import get, post
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import PathParameter
+
+from embedding_server.api import openai, unified
+from embedding_server.api.body import ApiRequest
+from embedding_server.api.parts import Parts, parts
+from embedding_server.catalog import Type
+from embedding_server.core import ModelSpec, Task
+from embedding_server.errors import MethodNotAllowed, UnsupportedModel
+from embedding_server.serving.registry import Resident, State
+
+_SHOWN_CHARS = 200
+
+ModelId = Annotated[str, PathParameter(name="id")]
+
+
+class ModelCard(msgspec.Struct, kw_only=True):
+    """One name of an allowed model; times are unix seconds, `load_time` is in seconds.
+
+    `created` is when this server started. What says when is null while the model is not loaded.
+    """
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    max_model_len: int
+    dimensions: int
+    task: Task
+    name: str
+    type: Type
+    loaded: bool
+    model_name: str
+    is_cached: bool
+    load_time: float | None
+    loaded_at: float | None
+    last_used: float | None
+
+
+class Models(msgspec.Struct, kw_only=True):
+    """Every allowed name, by name, as OpenAI's `data` and as Cohere's and the unified `models`.
+
+    The other lists are the fast embedding API's: what stays loaded, what is loaded, what may be.
+    """
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+    models: list[ModelCard]
+    total: int
+    required_models: list[str]
+    cached_models: list[str]
+    allowed_models: list[str]
+
+
+class Switched(msgspec.Struct):
+    """What became of a model."""
+
+    status: Literal["success"]
+    message: str
+    model_id: str
+    loaded: bool
+
+
+def _unknown(body: type[msgspec.Struct]) -> ResponseSpec:
+    return ResponseSpec(body, generate_examples=False, description=UnsupportedModel.prefix)
+
+
+@get(["/v1/models", "/api/v1/models", "/models"], sync_to_thread=False)
+def models(request: ApiRequest) -> Models:
+    """The allowed models, by name."""
+    registry, cards = parts(request).engine.registry, list(_cards(request).values())
+    return Models(
+        data=cards,
+        models=cards,
+        total=len(cards),
+        required_models=[one.spec.id for one in registry.pinned],
+        cached_models=registry.loaded,
+        allowed_models=[card.id for card in cards],
+    )
+
+
+@get(
+    ["/v1/models/{id:path}", "/models/{id:path}"],
+    sync_to_thread=False,
+    responses={404: _unknown(openai.FailureBody)},
+)
+def model(request: ApiRequest, name: ModelId) -> ModelCard:
+    """One allowed model."""
+    return _card(request, name.removeprefix("/"))  # a path parameter begins with one
+
+
+_SWITCH_ERRORS = {
+    404: _unknown(unified.Failure),
+    503: ResponseSpec(unified.Failure, generate_examples=False, description="not done yet"),
+}
+
+
+@get("/api/v1/models/{id:path}", responses=_SWITCH_ERRORS)
+async def unified_model(request: ApiRequest, name: ModelId) -> ModelCard | Switched:
+    """One allowed model; behind its id `/load` and `/unload` work too, but POST them."""
+    wanted = name.removeprefix("/")
+    if wanted.endswith(("/load", "/unload")) and wanted not in _cards(request):
+        return await _switched(request, wanted)
+    return _card(request, wanted)
+
+
+@post("/api/v1/models/{id:path}", status_code=200, responses=_SWITCH_ERRORS)
+async def switch(request: ApiRequest, name: ModelId) -> Switched:
+    """Behind the id of an allowed model, `/load` loads it and `/unload` unloads it."""
+    return await _switched(request, name.removeprefix("/"))
+
+
+async def _switched(request: ApiRequest, path: str) -> Switched:
+    engine = parts(request).engine
+    name, _, action = path.rpartition("/")
+    if action == "load":
+        await engine.load(name)
+    elif action == "unload":
+        await engine.unload(name)
+    else:
+        raise MethodNotAllowed("POST works on /api/v1/models/{id}/load and /unload alone")
+    return Switched("success", f"Model {name} is {action}ed", name, action == "load")
+
+
+def _card(request: ApiRequest, name: str) -> ModelCard:
+    """That of one allowed model; raises `UnsupportedModel`."""
+    found = _cards(request).get(name)
+    if found is None:
+        raise UnsupportedModel(f"Model {name[:_SHOWN_CHARS]} is not in the allowed models list")
+    return found
+
+
+def _cards(request: ApiRequest) -> dict[str, ModelCard]:
+    """Every name that is allowed, in order; one allowed for both tasks is an embedding model."""
+    here = parts(request)
+    listed, residents = here.engine.catalog.listed, here.engine.registry.residents
+    found = {
+        name: _card_of(here, name, residents[spec.id], task)
+        for task in (Task.RERANK, Task.EMBED)
+        for spec in listed[task].values()
+        for name in spec.names
+    }
+    return dict(sorted(found.items()))
+
+
+def _card_of(here: Parts, name: str, resident: Resident, task: Task) -> ModelCard:
+    spec: ModelSpec = resident.spec
+    ready, since = resident.state is State.READY, here.created - here.started
+    return ModelCard(
+        id=name,
+        created=here.created,
+        owned_by=name.rpartition("/")[0] or "local",
+        max_model_len=spec.max_tokens,
+        dimensions=spec.dimensions,
+        task=task,
+        name=name,
+        type=Type.of(task, spec.kind),
+        loaded=ready,
+        model_name=name,
+        is_cached=ready,
+        load_time=round(resident.load_seconds, 3) if ready else None,
+        loaded_at=round(since + resident.loaded_at, 3) if ready else None,
+        last_used=round(since + resident.used_at, 3) if ready else None,
+    )
+
+
+HANDLERS: dict[str, list[Any]] = {
+    "openai cohere unified fast": [models, model],
+    "unified": [unified_model, switch],
+}
+"""By the dialects that have them."""

@@ -1,0 +1,327 @@
+"""The API of text-embeddings-inference; which model it asks for, the settings say.
+
+Its `/embed` and `/` are in `shared`, because other dialects have these paths too.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from litestar import post
+from litestar.params import JSONBody
+from litestar.response.base import ASGIResponse
+from msgspec import UNSET, UnsetType
+
+from embedding_server.api.body import ApiRequest
+from embedding_server.api.encode import Weight, json_items, json_vectors, sparse_rows
+from embedding_server.api.errors import Shape, answers
+from embedding_server.api.inference import (
+    Dimensions,
+    Inputs,
+    checked_count,
+    checked_documents,
+    input_texts,
+    plain_options,
+    respond,
+)
+from embedding_server.api.middleware import INFERENCE
+from embedding_server.api.parts import parts
+from embedding_server.core import Kind, Piece, Task, Tokens, Usage
+from embedding_server.errors import (
+    BadRequest,
+    EmbeddingError,
+    InternalError,
+    ModelLoadError,
+    RerankError,
+    ServiceError,
+    ServiceUnavailable,
+    UnsupportedModel,
+)
+from embedding_server.serving.options import ONE_VECTOR, Input, Options
+
+MAX_INPUTS = 32
+"""TEI's own limit."""
+
+Direction = Literal["Left", "Right", "left", "right"]
+
+
+class Failure(msgspec.Struct):
+    """The body of every failure."""
+
+    error: str
+    error_type: str
+
+
+_STATUSES: dict[type[ServiceError], tuple[int, str]] = {
+    BadRequest: (422, "Validation"),
+    UnsupportedModel: (424, "Backend"),
+    EmbeddingError: (424, "Backend"),
+    RerankError: (424, "Backend"),
+    InternalError: (500, "Backend"),
+    ModelLoadError: (503, "Unhealthy"),
+    ServiceUnavailable: (429, "Overloaded"),
+}
+
+
+def tei_error(error: ServiceError, _: str) -> tuple[int, Failure]:
+    """A failure in TEI's `Shape`: overload is a 429 there, and a draining server unhealthy."""
+    status, kind = _STATUSES.get(type(error), (error.status, "Validation"))
+    if isinstance(error, ServiceUnavailable) and error.reason == "draining":
+        status, kind = error.status, "Unhealthy"
+    return status, Failure(error.text, kind)
+
+
+class TextOptions(msgspec.Struct, kw_only=True, frozen=True):
+    """How texts are read."""
+
+    truncate: bool = True
+    truncation_direction: Direction = "Right"
+    prompt_name: str | None = None
+
+    def options(self, request: ApiRequest) -> Options:
+        """The engine's options."""
+        return msgspec.structs.replace(
+            plain_options(request),
+            truncate=self.truncate,
+            side="left" if self.truncation_direction.lower() == "left" else "right",
+            prompt_name=self.prompt_name,
+        )
+
+
+class VectorOptions(TextOptions, kw_only=True, frozen=True):
+    """How vectors are given."""
+
+    normalize: bool = True
+    dimensions: Dimensions | None = None
+
+    def options(self, request: ApiRequest) -> Options:
+        """The engine's options."""
+        return msgspec.structs.replace(
+            super().options(request), normalize=self.normalize, dimensions=self.dimensions
+        )
+
+
+class InputsRequest(TextOptions, kw_only=True, frozen=True):
+    """Texts, or token ids of them."""
+
+    inputs: Inputs
+
+
+class RerankRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """A query and texts to order by relevance to it."""
+
+    query: str
+    texts: list[str]
+    raw_scores: bool = False
+    return_text: bool = False
+    truncate: bool = True
+    truncation_direction: Direction = "Right"
+
+
+class Ranked(msgspec.Struct):
+    """A text: `index` is its place in the request."""
+
+    index: int
+    score: float
+    text: str | UnsetType = UNSET
+
+
+class Sentences(msgspec.Struct, frozen=True):
+    """What is compared with what."""
+
+    source_sentence: str
+    sentences: list[str]
+
+
+class SimilarityRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """A sentence and those to compare it with."""
+
+    inputs: Sentences
+    parameters: TextOptions = TextOptions()
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """Texts."""
+
+    inputs: str | list[str]
+    add_special_tokens: bool = True
+    prompt_name: str | None = None
+
+
+class DecodeRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """Token ids of one text, or of several."""
+
+    ids: list[int | list[int]]
+    skip_special_tokens: bool = True
+
+
+async def embed(
+    request: ApiRequest, inputs: Sequence[Input], options: Options, kinds: tuple[Kind, ...]
+) -> ASGIResponse:
+    """TEI's answer with what a model of one of these kinds makes of each input."""
+    started, engine = time.perf_counter(), parts(request).engine
+    model = engine.default(Task.EMBED, kinds)
+    answer = await engine.embed(model, checked_count(request, inputs, MAX_INPUTS), options, kinds)
+    vectors = answer.vectors
+    sparse = Kind.SPARSE in kinds
+    body = await (json_items(vectors, sparse_rows) if sparse else json_vectors(vectors))
+    headers = _headers(answer.usage, sum(map(len, inputs)), started)
+    return await respond(request, body, model, len(inputs), answer.usage, headers=headers)
+
+
+def _headers(usage: Usage, chars: int, started: float) -> dict[str, str]:
+    seconds = {
+        "total": time.perf_counter() - started,
+        "tokenization": usage.tokenizing,
+        "queue": usage.waited,
+        "inference": usage.running,
+    }
+    times = {f"X-{name}-Time": str(round(1000 * spent)) for name, spent in seconds.items()}
+    counts = {"X-Compute-Characters": str(chars), "X-Compute-Tokens": str(usage.tokens)}
+    return {**times, **counts}
+
+
+@post(
+    "/embed_all",
+    status_code=200,
+    opt={INFERENCE: True},
+    responses=answers(list[list[list[float]]], tei_error),
+)
+async def embed_all(request: ApiRequest, data: JSONBody[InputsRequest]) -> ASGIResponse:
+    """A vector per token of each text, of a late-interaction model."""
+    return await embed(request, input_texts(data.inputs), data.options(request), (Kind.MULTI,))
+
+
+@post(
+    "/embed_sparse",
+    status_code=200,
+    opt={INFERENCE: True},
+    responses=answers(list[list[Weight]], tei_error),
+)
+async def embed_sparse(request: ApiRequest, data: JSONBody[InputsRequest]) -> ASGIResponse:
+    """Weights of words."""
+    return await embed(request, input_texts(data.inputs), data.options(request), (Kind.SPARSE,))
+
+
+@post("/rerank", status_code=200, opt={INFERENCE: True}, responses=answers(list[Ranked], tei_error))
+async def rerank(request: ApiRequest, data: JSONBody[RerankRequest]) -> ASGIResponse:
+    """Order texts by relevance to a query."""
+    return await reranked(request, data)
+
+
+async def reranked(request: ApiRequest, data: RerankRequest) -> ASGIResponse:
+    """TEI's answer to a rerank request."""
+    started, engine = time.perf_counter(), parts(request).engine
+    texts, model = checked_documents(data.texts), engine.default(Task.RERANK)
+    how = TextOptions(truncate=data.truncate, truncation_direction=data.truncation_direction)
+    options = msgspec.structs.replace(how.options(request), raw_scores=data.raw_scores)
+    answer = await engine.rerank(model, data.query, texts, None, options)
+    ranked = [
+        Ranked(index, score, texts[index] if data.return_text else UNSET)
+        for index, score in zip(answer.order, answer.scores, strict=True)
+    ]
+    headers = _headers(answer.usage, sum(map(len, [data.query, *texts])), started)
+    body = msgspec.json.encode(ranked)
+    return await respond(request, body, model, len(texts), answer.usage, headers=headers)
+
+
+@post(
+    "/similarity", status_code=200, opt={INFERENCE: True}, responses=answers(list[float], tei_error)
+)
+async def similarity(request: ApiRequest, data: JSONBody[SimilarityRequest]) -> ASGIResponse:
+    """Cosines of a sentence with others."""
+    return await similarities(request, data.inputs, data.parameters)
+
+
+async def similarities(request: ApiRequest, given: Sentences, how: TextOptions) -> ASGIResponse:
+    """TEI's answer to a similarity request."""
+    started, engine = time.perf_counter(), parts(request).engine
+    model = engine.default(Task.EMBED, ONE_VECTOR)
+    texts = [given.source_sentence, *checked_documents(given.sentences)]
+    answer = await engine.embed(model, texts, how.options(request))
+    rows = answer.vectors
+    body = await json_vectors(np.asarray(rows[1:]) @ rows[0])
+    headers = _headers(answer.usage, sum(map(len, texts)), started)
+    return await respond(request, body, model, len(texts), answer.usage, headers=headers)
+
+
+@post("/tokenize", status_code=200, responses=answers(list[list[Piece]], tei_error))
+async def tokenize(request: ApiRequest, data: JSONBody[TokenizeRequest]) -> list[list[Piece]]:
+    """The tokens of each text, with their places in it."""
+    engine = parts(request).engine
+    texts = [data.inputs] if isinstance(data.inputs, str) else data.inputs
+    options = TextOptions(prompt_name=data.prompt_name).options(request)
+    return await engine.pieces(
+        _any_model(request),
+        checked_count(request, texts, MAX_INPUTS),
+        options,
+        specials=data.add_special_tokens,
+    )
+
+
+@post("/decode", status_code=200, responses=answers(list[str], tei_error))
+async def decode(request: ApiRequest, data: JSONBody[DecodeRequest]) -> list[str]:
+    """The text of each list of token ids."""
+    ids = [one for one in input_texts(data.ids) if isinstance(one, Tokens)]
+    return await parts(request).engine.detokenize(
+        _any_model(request),
+        checked_count(request, ids, MAX_INPUTS),
+        skip_specials=data.skip_special_tokens,
+    )
+
+
+def _any_model(request: ApiRequest) -> str:
+    """The model whose tokens are meant: the one that embeds, else the one that reranks."""
+    engine = parts(request).engine
+    try:
+        return engine.default(Task.EMBED)
+    except BadRequest:
+        return engine.default(Task.RERANK)
+
+
+class RootRequest(VectorOptions, kw_only=True, frozen=True):
+    """What `/embed`, `/similarity` or `/rerank` take: the fields say which of them is meant."""
+
+    inputs: str | list[str | int | list[int]] | Sentences | None = None
+    parameters: TextOptions = TextOptions()
+    query: str | None = None
+    texts: list[str] | None = None
+    raw_scores: bool = False
+    return_text: bool = False
+
+
+@post(
+    "/",
+    status_code=200,
+    opt={INFERENCE: True},
+    responses=answers(list[list[float]] | list[float] | list[Ranked], tei_error),
+)
+async def infer(request: ApiRequest, data: JSONBody[RootRequest]) -> ASGIResponse:
+    """Vectors of `inputs`, cosines of sentences in it, or `texts` ordered by `query`."""
+    if isinstance(data.inputs, Sentences):
+        return await similarities(request, data.inputs, data.parameters)
+    if data.inputs is not None:
+        return await embed(request, input_texts(data.inputs), data.options(request), ONE_VECTOR)
+    if data.query is None or data.texts is None:
+        raise BadRequest("give inputs, or query and texts")
+    asked = RerankRequest(
+        query=data.query,
+        texts=data.texts,
+        raw_scores=data.raw_scores,
+        return_text=data.return_text,
+        truncate=data.truncate,
+        truncation_direction=data.truncation_direction,
+    )
+    return await reranked(request, asked)
+
+
+SHAPES: dict[str, Shape] = dict.fromkeys(
+    (
+        "/embed", "/embed_all", "/embed_sparse", "/rerank", "/similarity", "/tokenize", "/decode",
+        "/info",
+    ),
+    tei_error,
+)  # fmt: skip
+HANDLERS: list[Any] = [embed_all, embed_sparse, rerank, similarity, tokenize, decode, infer]

@@ -1,0 +1,163 @@
+"""The unified embedding API below `/api/v1`; its model routes are in `shared`."""
+
+from typing import Any, Literal
+
+import msgspec
+from litestar import get, post
+from litestar.params import JSONBody
+from litestar.response import Redirect
+from litestar.response.base import ASGIResponse
+
+from embedding_server import __version__
+from embedding_server.api.body import ApiRequest
+from embedding_server.api.encode import Weight, json_items, json_vectors, sparse_rows
+from embedding_server.api.errors import Shape, answers
+from embedding_server.api.inference import (
+    Inputs,
+    Model,
+    checked_count,
+    checked_documents,
+    input_texts,
+    plain_options,
+    respond,
+)
+from embedding_server.api.middleware import INFERENCE
+from embedding_server.api.parts import parts
+from embedding_server.core import Kind
+from embedding_server.errors import ServiceError, UnsupportedModel
+from embedding_server.serving.options import ONE_VECTOR, Options
+
+
+class Failure(msgspec.Struct):
+    """The body of every failure."""
+
+    detail: str
+
+
+def unified_error(error: ServiceError, _: str) -> tuple[int, Failure]:
+    """A failure in this API's `Shape`; an unknown model is a 404 there."""
+    status = 404 if isinstance(error, UnsupportedModel) else error.status
+    return status, Failure(error.text)
+
+
+class RequestOptions(msgspec.Struct, kw_only=True, frozen=True):
+    """`batch_size` is the client's guess and has no effect: batches are made of all requests."""
+
+    normalize_embeddings: bool = True
+    batch_size: int | None = None
+    prompt: str | None = None
+    precision: Literal["float32"] | None = None
+
+
+class EmbedRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """One text or several."""
+
+    model: Model
+    input: Inputs
+    options: RequestOptions = RequestOptions()
+
+    def engine_options(self, request: ApiRequest) -> Options:
+        """The engine's options."""
+        said = self.options
+        return msgspec.structs.replace(
+            plain_options(request), normalize=said.normalize_embeddings, prompt=said.prompt
+        )
+
+
+class RerankRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """A query and documents to order by relevance to it."""
+
+    model: Model
+    query: str
+    documents: list[str]
+    top_k: int | None = None
+
+
+class Ranked(msgspec.Struct):
+    """A document: `index` is its place in the request."""
+
+    text: str
+    score: float
+    index: int
+
+
+class RerankAnswer(msgspec.Struct):
+    """Best first, ties in request order."""
+
+    results: list[Ranked]
+    model: str
+
+
+class Root(msgspec.Struct):
+    """What this is."""
+
+    message: str
+    version: str
+    docs_url: str
+
+
+@post(
+    "/api/v1/embed",
+    status_code=200,
+    opt={INFERENCE: True},
+    responses=answers(list[list[float]], unified_error),
+)
+async def embed(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
+    """One vector per text."""
+    return await _embed(request, data, ONE_VECTOR)
+
+
+@post(
+    "/api/v1/embed_sparse",
+    status_code=200,
+    opt={INFERENCE: True},
+    responses=answers(list[list[Weight]], unified_error),
+)
+async def embed_sparse(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
+    """Weights of words per text."""
+    return await _embed(request, data, (Kind.SPARSE,))
+
+
+async def _embed(request: ApiRequest, data: EmbedRequest, kinds: tuple[Kind, ...]) -> ASGIResponse:
+    texts = checked_count(request, input_texts(data.input))
+    engine = parts(request).engine
+    answer = await engine.embed(data.model, texts, data.engine_options(request), kinds)
+    sparse = Kind.SPARSE in kinds
+    body = await (
+        json_items(answer.vectors, sparse_rows) if sparse else json_vectors(answer.vectors)
+    )
+    return await respond(request, body, data.model, len(texts), answer.usage)
+
+
+@post(
+    "/api/v1/rerank",
+    status_code=200,
+    opt={INFERENCE: True},
+    responses=answers(RerankAnswer, unified_error),
+)
+async def rerank(request: ApiRequest, data: JSONBody[RerankRequest]) -> ASGIResponse:
+    """Order documents by relevance to a query."""
+    texts = checked_documents(data.documents)
+    answer = await parts(request).engine.rerank(
+        data.model, data.query, texts, data.top_k, plain_options(request)
+    )
+    pairs = zip(answer.order, answer.scores, strict=True)
+    results = [Ranked(texts[index], score, index) for index, score in pairs]
+    body = msgspec.json.encode(RerankAnswer(results, data.model))
+    return await respond(request, body, data.model, len(texts), answer.usage)
+
+
+@get("/", sync_to_thread=False)
+def root() -> Root:
+    """Where to go on."""
+    return Root("embedding-server", __version__, "/swagger-ui")
+
+
+@get("/docs", include_in_schema=False, sync_to_thread=False)
+def documentation() -> Redirect:
+    """To the page that describes the API."""
+    return Redirect("/swagger-ui")
+
+
+SHAPES: dict[str, Shape] = {"/api/v1": unified_error}
+HANDLERS: list[Any] = [embed, embed_sparse, rerank, root, documentation]
