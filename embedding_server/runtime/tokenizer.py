@@ -55,8 +55,8 @@ class Tokenizer:
         self.max_tokens = max_tokens
         self._prefix, self._suffix = self._special_tokens()
         self._pair = self._pair_tokens()
-        added = self._backend.get_added_tokens_decoder()
-        self._vocabulary = max(self._backend.get_vocab_size(), *(token + 1 for token in added), 0)
+        # There may be gaps in it, so its size does not say it.
+        self._vocabulary = 1 + max(self._backend.get_vocab().values(), default=-1)
         self._room = max_tokens - self.specials
         self._pair_room = max(0, max_tokens - sum(map(len, self._pair)))
         if self._room < 1:
