@@ -79,6 +79,7 @@ def test_added_tokens_count_as_vocabulary(tmp_path: Path) -> None:
     changed.add_tokens(["[NEW]", "[NEWER]"])
     changed.save(str(model / "tokenizer.json"))
     added = changed.token_to_id("[NEWER]")
+    assert added is not None
     assert added >= len(VOCABULARY)
     of_text, of_ids = Tokenizer(model / "tokenizer.json", 8).encode(["[NEWER]", Tokens([added])])
     assert of_text.item.tolist() == of_ids.item.tolist() == [CLS, added, SEP]
