@@ -56,6 +56,7 @@ def model_of(encoder: Encoder, models: Path, executor: Executor) -> Model:
         METRICS,
         fingerprint="",
         quality=None,
+        calibration=None,
     )
 
 
