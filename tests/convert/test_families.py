@@ -19,6 +19,7 @@ from tests.goldens.weights import NO, YES, pairs, texts, weight
 
 FAMILIES = Path(__file__).parents[1] / "goldens" / "families"
 GOLDENS = sorted(FAMILIES.glob("*.npz"))
+PADDED = np.load(FAMILIES.parent / "padded.npz")
 SEGMENTS = Value("token_type_ids", "tensor(int64)", ["tokens"])
 KINDS = {"scores": Kind.CROSS, "asked": Kind.CROSS, "labels": Kind.CROSS, "words": Kind.SPARSE}
 
@@ -42,14 +43,19 @@ class Golden:
         vocabulary = {"model": {"vocab": {"yes": YES, "no": NO}}}
         (directory / "tokenizer.json").write_text(json.dumps(vocabulary))
 
-    def convert(self, directory: Path, rounded: Precision = Precision.FP32) -> Path:
-        """Its graph."""
+    def convert(
+        self,
+        directory: Path,
+        rounded: Precision = Precision.FP32,
+        pooling: Pooling = Pooling.MEAN,
+    ) -> Path:
+        """Its graph; `pooling` is that of a dense model."""
         self.write(directory / "model")
         spec = ModelSpec(
             id="m",
             kind=self.kind,
             located=directory / "model",
-            pooling=Pooling.SPLADE if self.kind is Kind.SPARSE else Pooling.MEAN,
+            pooling=Pooling.SPLADE if self.kind is Kind.SPARSE else pooling,
             max_tokens=64,
             dimensions=0,
         )
@@ -69,13 +75,14 @@ def inputs(kind: Kind) -> list[Ids]:
     return [one + SEGMENT * np.array(kinds) for one, kinds in zip(ids, pairs(), strict=True)]
 
 
-def run(golden: Golden, graph: Path, items: list[Ids]) -> Any:
+def run(golden: Golden, graph: Path, items: list[Ids], *, pooled: bool = False) -> Any:
     """What one run gives: states of all tokens one after another, or a row per text."""
     session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
     given = Packed([SEGMENTS]).feeds(items)
     feeds = {name: given[name] for name in names}
-    output = "token_embeddings" if golden.kind is Kind.DENSE else "sentence_embedding"
+    states = golden.kind is Kind.DENSE and not pooled
+    output = "token_embeddings" if states else "sentence_embedding"
     return session.run([output], feeds)[0]
 
 
@@ -95,6 +102,19 @@ def test_values(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(packing, "_CAUSAL_BLOCK", 5)
     blocks = Golden(file).convert(tmp_path / "blocks")
     assert golden.close(run(golden, blocks, items), golden.values)
+
+
+@pytest.mark.parametrize("name", sorted({key.partition("/")[0] for key in PADDED}))
+def test_padding(name: str, tmp_path: Path) -> None:
+    """A row per text is what transformers gives, on whichever side it pads the batch."""
+    golden = Golden(FAMILIES / f"{name}.npz")
+    pooling = Pooling.LAST if name.startswith("qwen") else Pooling.MEAN
+    graph = golden.convert(tmp_path, pooling=pooling)
+    found = run(golden, graph, inputs(golden.kind), pooled=True)
+    sides = [key for key in PADDED if key.startswith(f"{name}/")]
+    assert len(sides) == 1 + (pooling is Pooling.LAST)
+    for side in sides:
+        assert np.abs(found - PADDED[side]).max() <= 1e-5
 
 
 def alone_of(golden: Golden, index: int) -> Any:
