@@ -1,10 +1,13 @@
-"""Qwen3-Embedding-0.6B's shape with random weights: converting, memory and speed, beside torch.
+"""Qwen3-Embedding's shapes with random weights: converting, memory and speed, beside torch.
 
-`python -m benchmarks.decoders`, about three minutes. Memory of 4B and 8B is computed from shapes.
+`python -m benchmarks.decoders`, about three minutes: 0.6B; memory of 4B and 8B is computed from
+shapes. `python -m benchmarks.decoders 8B` converts that size and runs one text; it needs 46 GB of
+disk under TMPDIR, and its weights are read from there where memory cannot hold them.
 """
 
 import json
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -13,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
+from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,6 +32,9 @@ from embedding_server.runtime.session import OnnxSession
 LENGTHS = (16, 128, 512)
 _ROUNDS = 5
 _VOCABULARY = 151_669
+_SMALL = "0.6B"
+_BLOCK = 1_000_003
+"""So many random numbers are repeated; a prime, so that rows differ."""
 _SHAPES = {"0.6B": (1024, 28, 16, 3072), "4B": (2560, 36, 32, 9728), "8B": (4096, 36, 32, 12288)}
 """Width, layers, query heads and inner width, from the models' config.json; 8 key heads of 128."""
 
@@ -72,17 +79,22 @@ def shapes(width: int, layers: int, heads: int, inner: int) -> dict[str, tuple[i
 
 
 def write(directory: Path, size: str) -> int:
-    """A bf16 checkpoint; its bytes."""
+    """A bf16 checkpoint, a shard per layer; its bytes."""
     random = np.random.default_rng(0)
-    tensors = {
-        name: np.ones(shape, ml_dtypes.bfloat16)
-        if len(shape) == 1
-        else (random.standard_normal(shape, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
-        for name, shape in shapes(*_SHAPES[size]).items()
-    }
+    block = (random.standard_normal(_BLOCK, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
+    one = np.ones(1, ml_dtypes.bfloat16)
+    every = shapes(*_SHAPES[size])
+    shards: dict[str, str] = {}
     (directory / "config.json").write_text(json.dumps(config(*_SHAPES[size])))
-    save_file(tensors, directory / "model.safetensors")
-    return (directory / "model.safetensors").stat().st_size
+    for shard, names in groupby(every, lambda name: ".".join(name.split(".")[:2])):
+        tensors = {
+            name: np.resize(block if len(every[name]) > 1 else one, every[name]) for name in names
+        }
+        save_file(tensors, directory / f"{shard}.safetensors")
+        shards |= dict.fromkeys(tensors, f"{shard}.safetensors")
+    index = {"metadata": {}, "weight_map": shards}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
 
 
 @contextmanager
@@ -136,41 +148,59 @@ def torch_model(directory: Path, cores: int) -> Callable[[Ids], object] | None:
     return run
 
 
-def main() -> None:
-    """Print the figures."""
-    cores, random = usable_cores(), np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch, "model")
-        directory.mkdir()
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # its memory is not ours
-            size = pool.submit(write, directory, "0.6B").result()
-        spec = ModelSpec(
-            id="q", located=directory, pooling=Pooling.LAST, max_tokens=32_768, dimensions=1024
-        )
-        before, started = _anonymous(), time.perf_counter()
-        with peak() as highest:
-            graph = convert(spec, Path(scratch))
-        seconds = time.perf_counter() - started
-        print(
-            f"converted {size / 1e6:.0f} MB of bf16 in {seconds:.1f} s: {size / seconds / 1e6:.0f}"
-            f" MB/s read, at most {highest() - before:.0f} MiB more memory"
-        )
-        started = time.perf_counter()
-        again = convert(spec, Path(scratch))
-        assert again == graph
-        session = OnnxSession(graph, cores)
-        print(f"second start: open in {time.perf_counter() - started:.2f} s")
-        print(f"anonymous memory with the session: {_anonymous() - before:.0f} MiB")
-        run = partial(session.run, wide=True)
-        texts = [random.integers(0, _VOCABULARY, length) for length in LENGTHS]
-        ours = [median(partial(run, [ids])) for ids in texts]
-        del session, run
-        peer = torch_model(directory, cores)
-        theirs = [median(partial(peer, ids)) if peer else 0.0 for ids in texts]
+def converted(directory: Path, cache: Path, size: str) -> OnnxSession:
+    """The checkpoint as a session, with what that took."""
+    spec = ModelSpec(
+        id="q",
+        located=directory,
+        pooling=Pooling.LAST,
+        max_tokens=32_768,
+        dimensions=_SHAPES[size][0],
+    )
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # its memory is not ours
+        stored = pool.submit(write, directory, size).result()
+    before, started = _anonymous(), time.perf_counter()
+    with peak() as highest:
+        graph = convert(spec, cache)
+    seconds = time.perf_counter() - started
+    print(
+        f"{size}: converted {stored / 1e6:.0f} MB of bf16 in {seconds:.1f} s:"
+        f" {stored / seconds / 1e6:.0f} MB/s read, at most {highest() - before:.0f} MiB more memory"
+    )
+    started = time.perf_counter()
+    again = convert(spec, cache)
+    assert again == graph
+    session = OnnxSession(graph, usable_cores())
+    print(f"second start: open in {time.perf_counter() - started:.2f} s")
+    print(f"anonymous memory with the session: {_anonymous() - before:.0f} MiB", flush=True)
+    return session
+
+
+def compare(session: OnnxSession, directory: Path) -> None:
+    """Print how long texts take, in transformers too."""
+    random, run = np.random.default_rng(0), partial(session.run, wide=True)
+    texts = [random.integers(0, _VOCABULARY, length) for length in LENGTHS]
+    ours = [median(partial(run, [ids])) for ids in texts]
+    peer = torch_model(directory, usable_cores())
+    theirs = [median(partial(peer, ids)) if peer else 0.0 for ids in texts]
     print("tokens  ours, ms  torch fp32, ms  times as fast")
     for length, one, other in zip(LENGTHS, ours, theirs, strict=True):
         beside = f"{1000 * other:14.0f}  {other / one:13.2f}" if other else f"{'absent':>14}"
         print(f"{length:6}  {1000 * one:8.0f}  {beside}")
+
+
+def once(session: OnnxSession) -> None:
+    """Print how long one short text takes, as often as its weights are read from disk or not."""
+    for _ in range(2):
+        started = time.perf_counter()
+        (vector,) = session.run([np.arange(LENGTHS[0])], wide=True)
+        seconds = time.perf_counter() - started
+        assert np.isfinite(vector).all()
+        print(f"{LENGTHS[0]} tokens in {seconds:.1f} s", flush=True)
+
+
+def computed() -> None:
+    """Print what memory each size needs."""
     for name, shape in _SHAPES.items():
         numbers = sum(int(np.prod(one)) for one in shapes(*shape).values())
         part = 4 * max(int(np.prod(one)) for one in shapes(*shape).values())
@@ -180,5 +210,18 @@ def main() -> None:
         )
 
 
+def main(size: str = _SMALL) -> None:
+    """Print the figures."""
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch, "model")
+        directory.mkdir()
+        session = converted(directory, Path(scratch), size)
+        if size == _SMALL:
+            compare(session, directory)
+        else:
+            once(session)
+    computed()
+
+
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
