@@ -242,7 +242,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     that is loaded, mostly an exported ONNX graph; None: it is made from `model.safetensors`. `pad`
     is the id that an exported graph's rows are filled up with. `max_tokens` counts special tokens,
     0: as the files say. `dimensions` is 0 for rerankers and the size of the vocabulary for sparse
-    models. `projections` follow the pooling, unless the graph has them inside. `normalize`:
+    models; `min_dimensions` are what its publisher lets vectors be cut to, 1 where nothing is said.
+    `projections` follow the pooling, unless the graph has them inside. `normalize`:
     FastEmbed's vectors have length 1; ours always have, unless a client asks for raw ones.
     `prompts` maps an input type (`query`, `document`) to the text put before it. `size` is what is
     to be downloaded, bytes, 0: not known. `takes_images`: beside texts, or instead of them.
@@ -260,6 +261,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     normalize: bool = True
     max_tokens: int
     dimensions: int
+    min_dimensions: int = 1
     file: str | None = None
     pad: int = 0
     description: str = ""

@@ -85,6 +85,7 @@ def overridden(spec: ModelSpec) -> ModelSpec:
         max_tokens=said.max_tokens or spec.max_tokens,
         prompts=spec.prompts if said.prompts is None else said.prompts,
         dimensions=said.dimensions or spec.dimensions,
+        min_dimensions=min(spec.min_dimensions, said.dimensions or spec.min_dimensions),
         uncut=width if said.dimensions else 0,
         precision=said.precision or spec.precision,
         token_ids=said.token_ids or spec.token_ids,

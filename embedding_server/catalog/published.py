@@ -5,7 +5,7 @@ Where both list an id, the row here is the one that holds.
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -14,6 +14,7 @@ from embedding_server.core import Kind, ModelSpec, Origin, Pooling
 from embedding_server.settings import Names
 
 _ONNX = "onnx/model.onnx"
+_Said = TypeVar("_Said")
 
 
 class _Row(NamedTuple):
@@ -128,6 +129,18 @@ _PROMPTS: Mapping[str, dict[str, str]] = {
 }
 """Pattern of a family's ids -> input type -> what its model card puts before such a text."""
 
+_SHORTEST: Mapping[str, int] = {
+    "Qwen/Qwen3-Embedding-*": 32,
+    "nomic-ai/nomic-embed-text-v1.5*": 64,
+    "lightonai/modernbert-embed-large": 256,
+    "google/embeddinggemma-*": 128,
+    "jinaai/jina-embeddings-v3": 32,
+    "jinaai/jina-colbert-v2": 64,
+}
+"""Pattern of a family's ids -> the fewest dimensions that its publisher names (Matryoshka, Kusupati
+et al. 2022). Not here are those that name none, such as mxbai-embed-large-v1, and Stella, whose
+widths are layers of their own and not cuts."""
+
 _UNFRIENDLY = (
     "*-Q",
     "*-zh-*",
@@ -149,7 +162,14 @@ def published_models() -> list[ModelSpec]:
     specs = [_described(_spec(row), listed) for row in _ROWS]
     claimed = {name for spec in specs for name in spec.names}
     specs += [spec for name, spec in listed.items() if name not in claimed]
-    return [msgspec.structs.replace(spec, prompts=_prompts(spec.id)) for spec in specs]
+    return [
+        msgspec.structs.replace(
+            spec,
+            prompts=_of_family(_PROMPTS, spec.id, {}),
+            min_dimensions=_of_family(_SHORTEST, spec.id, 1),
+        )
+        for spec in specs
+    ]
 
 
 def gpu_friendly(spec: ModelSpec) -> bool:
@@ -190,5 +210,6 @@ def _described(spec: ModelSpec, listed: Mapping[str, ModelSpec]) -> ModelSpec:
     )
 
 
-def _prompts(name: str) -> dict[str, str]:
-    return next((one for pattern, one in _PROMPTS.items() if fnmatchcase(name, pattern)), {})
+def _of_family(table: Mapping[str, _Said], name: str, default: _Said) -> _Said:
+    """What the first pattern of the table that fits an id stands for."""
+    return next((one for pattern, one in table.items() if fnmatchcase(name, pattern)), default)

@@ -57,7 +57,7 @@ def _pooled(name: str, states: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     """See the module."""
-    found: dict[str, NDArray[np.float32]] = {}
+    found: dict[str, Any] = {}
     for name, (architecture, _) in MODELS.items():
         with torch.no_grad():
             model, _ = native(name)
