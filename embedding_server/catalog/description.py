@@ -19,7 +19,7 @@ CONFIGURATION = (
     "config_sentence_transformers.json",
     "preprocessor_config.json",
 )
-"""What is fetched beside a model's own files, as far as it is there."""
+"""What is read, and fetched beside a model's own files, as far as it is there."""
 
 
 class ModelFilesError(Exception):

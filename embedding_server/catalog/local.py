@@ -12,7 +12,12 @@ from typing import Any
 
 import msgspec
 
-from embedding_server.catalog.description import ModelFilesError, read, readable
+from embedding_server.catalog.description import (
+    CONFIGURATION,
+    ModelFilesError,
+    read,
+    readable,
+)
 from embedding_server.catalog.fastembed import STATIC_TOKENS
 from embedding_server.catalog.modules import form, module_files
 from embedding_server.convert import (
@@ -30,15 +35,6 @@ _GRAPHS = ("model.onnx", "onnx/model.onnx")
 LOADABLE = (*_GRAPHS, WEIGHTS, INDEX)
 """What a model may be, the best first."""
 _DATA = ("model.onnx_data", "onnx/model.onnx_data")
-_DESCRIPTIONS = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "modules.json",
-    "1_Pooling/config.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-)
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
 """Types of models whose positions begin behind the padding id."""
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_trained_positions")
@@ -79,7 +75,7 @@ def read_directory(
         ModelFilesError: a file is missing, is no JSON, or asks for a pooling that is not known.
     """
     wanted = (said.file,) if said.file else LOADABLE
-    _require_inside(directory, (*wanted, *_DATA, *_DESCRIPTIONS))
+    _require_inside(directory, (*wanted, *_DATA, *CONFIGURATION))
     _require_inside(directory, module_files(directory))
     spec = describe(directory, name, said, kind)
     if spec.kind is not Kind.IMAGE and not (directory / "tokenizer.json").exists():
@@ -186,7 +182,7 @@ def descriptions(directory: Path) -> list[str]:
         ModelFilesError: modules.json is odd.
     """
     modules = (str(path.relative_to(directory)) for path in directory.glob("*/config.json"))
-    names = {*_DESCRIPTIONS, *module_files(directory), *modules}
+    names = {*CONFIGURATION, *module_files(directory), *modules}
     return sorted(name for name in names if (directory / name).is_file())
 
 
