@@ -21,10 +21,10 @@ from embedding_server.catalog.description import (
 from embedding_server.catalog.fastembed import STATIC_TOKENS
 from embedding_server.catalog.modules import form, module_files
 from embedding_server.convert import (
-    FAMILIES,
     INDEX,
     WEIGHTS,
     ConvertError,
+    family_of,
     require_weights,
     weight_files,
 )
@@ -135,10 +135,10 @@ def require_family(directory: Path, owner: object) -> None:
     """Raise `ModelFilesError` if the architecture in `directory`, of `owner`, is not converted."""
     with readable(directory):
         config = read(directory / "config.json", required=True)
-        architecture = (config.get("architectures") or ["none"])[0]
-    if architecture not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ModelFilesError(f"{owner} is of the architecture {architecture}, not one of {known}")
+        try:
+            family_of(config)
+        except ConvertError as exc:
+            raise ModelFilesError(f"{owner}: {exc}") from exc
 
 
 def _weights(directory: Path) -> list[Path]:

@@ -6,7 +6,7 @@
 from embedding_server.convert.build import convert, convert_layers, model_type
 from embedding_server.convert.checkpoint import INDEX, WEIGHTS, stored_precision, weight_files
 from embedding_server.convert.errors import ConvertError
-from embedding_server.convert.families import FAMILIES
+from embedding_server.convert.families import family_of
 from embedding_server.convert.hashes import content_hash
 from embedding_server.convert.origin import GraphOrigin, origins
 from embedding_server.convert.progress import Progress
@@ -19,7 +19,6 @@ from embedding_server.convert.quantize import Int8
 
 __all__ = [
     "ACTIVATIONS",
-    "FAMILIES",
     "INDEX",
     "WEIGHTS",
     "ConvertError",
@@ -30,6 +29,7 @@ __all__ = [
     "convert",
     "convert_layers",
     "convert_projections",
+    "family_of",
     "model_type",
     "origins",
     "require_weights",

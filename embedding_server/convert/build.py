@@ -16,7 +16,7 @@ import structlog
 from embedding_server.convert.blocks import Net
 from embedding_server.convert.checkpoint import Checkpoint, Reading, borrowed_name, weight_files
 from embedding_server.convert.errors import ConvertError
-from embedding_server.convert.families import FAMILIES, Family
+from embedding_server.convert.families import Family, family_of
 from embedding_server.convert.graph import Graph
 from embedding_server.convert.hashes import content_hash
 from embedding_server.convert.linear import Linear, Watched, in_fp32, in_int8
@@ -151,7 +151,7 @@ def _linear(
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         _build(spec, config, watched, Path(scratch), reading)
         samples = int8.sample(Path(scratch, MODEL_FILE), list(watched.groups))
-    with Checkpoint(spec.directory, _family(config).prefix, reading) as weights:
+    with Checkpoint(spec.directory, family_of(config).prefix, reading) as weights:
         return in_int8(choose(weights, watched.groups, int8, samples), int8.limit)
 
 
@@ -164,7 +164,7 @@ def _build(
     *,
     layers: bool = False,
 ) -> None:
-    family, started = _family(config), time.monotonic()
+    family, started = family_of(config), time.monotonic()
     # Beside the graph: a protobuf message holds 2 GiB at most, and writing one stops all threads.
     external = out / f"{MODEL_FILE}_data"
     pairs = spec.kind is Kind.CROSS and family.segments
@@ -231,16 +231,6 @@ _RESULTS: Mapping[Kind, Callable[[Net, Family, str, Pooling], str]] = {
 def model_type(directory: Path) -> str:
     """What config.json calls the model's type; empty where it does not say."""
     return str(_read_config(directory / "config.json").get("model_type", ""))
-
-
-def _family(config: dict[str, Any]) -> Family:
-    """The row of the architecture; raises `ConvertError` where there is none."""
-    architecture = (config.get("architectures") or ["none"])[0]
-    if architecture not in FAMILIES:
-        raise ConvertError(
-            f"architecture {architecture} in config.json is not one of {', '.join(FAMILIES)}"
-        )
-    return FAMILIES[architecture]
 
 
 @contextlib.contextmanager

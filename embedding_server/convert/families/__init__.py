@@ -1,10 +1,13 @@
 """One module per model family; `FAMILIES` maps `architectures[0]` of config.json to a row."""
 
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 import msgspec
 
 from embedding_server.convert.blocks import Encoder, Head
+from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.families import (
     bert,
     distilbert,
@@ -80,3 +83,12 @@ FAMILIES: dict[str, Family] = {
     "Qwen3ForCausalLM": _ASKED,
     "Qwen3ForSequenceClassification": _QWEN,
 }
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The row of the architecture in a config.json; raises `ConvertError` where there is none."""
+    architecture = (config.get("architectures") or ["none"])[0]
+    if architecture not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ConvertError(f"config.json is of the architecture {architecture}, not one of {known}")
+    return FAMILIES[architecture]
