@@ -94,6 +94,11 @@ class _Files:
                 f"{directory}/modules.json: {', '.join(unknown)} is not supported"
             )
 
+    def described(self, kind: str) -> list[Path]:
+        """The configurations of the modules of a kind, in their order."""
+        modules = (one for one in self.modules if _kind(one) == kind and "path" in one)
+        return [self.directory / _path(self.directory, one) / "config.json" for one in modules]
+
 
 def form(directory: Path, config: dict[str, Any], said: Overrides, wanted: Kind | None) -> Form:
     """The form of the model in `directory`; an operator may have `said` what it cannot say.
@@ -143,12 +148,10 @@ def _dense(files: _Files) -> Form:
 
 
 def _sparse(files: _Files) -> Form:
-    for module in files.modules:
-        if _kind(module) == "SpladePooling":
-            path = files.directory / _path(files.directory, module) / "config.json"
-            for key, value in (("pooling_strategy", "max"), ("activation_function", "relu")):
-                if (found := read(path).get(key, value)) != value:
-                    raise ModelFilesError(f"{path}: {key} {found} is not supported, {value} is")
+    for path in files.described("SpladePooling"):
+        for key, value in (("pooling_strategy", "max"), ("activation_function", "relu")):
+            if (found := read(path).get(key, value)) != value:
+                raise ModelFilesError(f"{path}: {key} {found} is not supported, {value} is")
     return Form(
         kind=Kind.SPARSE, pooling=Pooling.SPLADE, dimensions=int(files.config["vocab_size"])
     )
@@ -157,10 +160,8 @@ def _sparse(files: _Files) -> Form:
 def _multi(files: _Files) -> Form:
     """Its Dense module is inside the exported graph, as pylate writes it."""
     said, width, markers = files.further, _width(files.config), None
-    for module in files.modules:
-        if _kind(module) == "Dense":
-            path = files.directory / _path(files.directory, module) / "config.json"
-            width = int(read(path, required=True)["out_features"])
+    for path in files.described("Dense"):
+        width = int(read(path, required=True)["out_features"])
     if "query_prefix" in said:
         markers = Markers(
             query=said["query_prefix"],
@@ -273,10 +274,9 @@ def _projection(directory: Path, path: str, *, normalized: bool) -> Projection:
 
 def _pooling(files: _Files) -> Pooling:
     """What the Pooling module says; where none is described, it is the mean."""
-    modules = [one for one in files.modules if _kind(one) == "Pooling" and "path" in one]
-    paths = [_path(files.directory, one) for one in modules]
-    path = files.directory / (paths[0] if paths else "1_Pooling") / "config.json"
-    said = read(path, required=bool(paths))
+    described = files.described("Pooling")
+    path = described[0] if described else files.directory / "1_Pooling" / "config.json"
+    said = read(path, required=bool(described))
     if said.get("include_prompt", True) is False:
         raise ModelFilesError(f"{path}: include_prompt false is not supported")
     chosen = [key for key, on in said.items() if key.startswith("pooling_mode_") and on is True]

@@ -78,7 +78,7 @@ class ObjectEncoder:
     specials = 0
 
     def __init__(self, cls: str, tokenizer: Tokenizer | None, max_pixels: int) -> None:
-        self._methods = _METHODS.get(cls, _Methods())
+        self._methods = _methods(cls)
         self.tokenizer = tokenizer
         self._max_pixels = max_pixels
         self.max_tokens = tokenizer.max_tokens if tokenizer else _UNLIMITED
@@ -149,7 +149,7 @@ class ObjectSession:
             )
         except Exception as exc:  # its constructors raise what their libraries raise
             raise SessionError(f"{spec.directory}: {exc}") from exc
-        methods = _METHODS.get(cls, _Methods())
+        methods = _methods(cls)
         self._sample = methods.document
         # Those that take images give padded places vectors, too.
         self._alone = bool(methods.image)
@@ -181,6 +181,10 @@ class ObjectSession:
         embed: Callable[..., Iterable[Any]] = getattr(self._object, method)
         given = [Image.open(io.BytesIO(one)) if isinstance(one, bytes) else one for one in contents]
         return map(_vector, embed(given))
+
+
+def _methods(cls: str) -> _Methods:
+    return _METHODS.get(cls, _Methods())
 
 
 def _class(name: str) -> Any:
