@@ -104,6 +104,13 @@ class Checkpoint:
         with _explained(self._files):
             return self._counted(found.file.get_tensor(found.name))
 
+    def row(self, name: str, index: int) -> NDArray[Any]:
+        """One row of the tensor of that name, and nothing else of it; raises `ConvertError`."""
+        found = self._find(name)
+        with _explained(self._files):
+            (row,) = self._counted(found.file.get_slice(found.name)[index : index + 1])
+        return np.asarray(row)
+
     def parts(self, name: str) -> tuple[list[int], Iterator[NDArray[Any]]]:
         """A tensor's shape, and its rows, some at a time; raises `ConvertError`."""
         found = self._find(name)

@@ -71,6 +71,7 @@ def judge(net: Net, states: str) -> str:
     That is the score of Qwen3-Reranker (Zhang et al. 2025), as log-odds.
     """
     g, weights = net.graph, net.weights
-    table = weights("lm_head.weight" if "lm_head.weight" in weights else "embed_tokens.weight")
-    difference = table[net.token("yes")] - table[net.token("no")]
+    table = "lm_head.weight" if "lm_head.weight" in weights else "embed_tokens.weight"
+    yes, no = (weights.row(table, net.token(word)) for word in ("yes", "no"))
+    difference = yes - no
     return g.node("MatMul", net.packing.last(states), g.weight("judge", difference[:, None]))
