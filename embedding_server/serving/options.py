@@ -69,9 +69,10 @@ def check_model(
         raise UnsupportedModel(f"Model {spec.id} takes texts, no images")
     if spec.token_ids == "refuse" and any(isinstance(one, Tokens) for one in inputs):  # noqa: S105 - says whose ids they are
         raise BadRequest(f"Model {spec.id} takes no token ids here: send text")
-    dimensions = options.dimensions
-    if dimensions is not None and not 1 <= dimensions <= spec.dimensions:
-        raise BadRequest(f"dimensions must be from 1 to {spec.dimensions}, got {dimensions}")
+    dimensions, fewest = options.dimensions, spec.min_dimensions
+    if dimensions is not None and not fewest <= dimensions <= spec.dimensions:
+        span = f"from {fewest} to {spec.dimensions}"
+        raise BadRequest(f"dimensions must be {span}, got {dimensions}")
 
 
 def prompted(spec: ModelSpec, inputs: Sequence[Input], options: Options) -> list[Text]:
