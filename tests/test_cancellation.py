@@ -5,11 +5,12 @@ import json
 import random
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from embedding_server.core import ModelSpec
+from embedding_server.core import Encoding, ModelSpec, Side, Text
 from embedding_server.serving.model import Model
 from tests.conftest import Client, Serve, parts_of
 from tests.fakes import FakeSession
@@ -227,10 +228,10 @@ async def test_while_tokenising(client: Client) -> None:
     started, gate = threading.Event(), threading.Event()
     encode = model._encoder.encode
 
-    def slow(texts: Any, **_: Any) -> Any:
+    def slow(texts: Sequence[Text], *, side: Side = "right") -> list[Encoding]:
         started.set()
         assert gate.wait(10)
-        return encode(texts)
+        return encode(texts, side=side)
 
     model._encoder.encode = slow  # type: ignore[method-assign]
     body = json.dumps({"model": "tiny", "input": ["the of and " * 50] * 9}).encode()

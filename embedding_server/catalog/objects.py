@@ -66,11 +66,11 @@ _THREADLESS = ("Bm25", "StaticTextEmbedding")
 
 
 class ObjectEncoder:
-    """An `Encoder` that leaves texts as they are, counted.
+    """An `Encoder` that leaves texts as they are, cut and counted.
 
     Args:
         cls: FastEmbed's class.
-        tokenizer: counts, up to where the object cuts; None: nothing is cut, words are counted.
+        tokenizer: counts and cuts; None: nothing is cut, and words are counted.
         max_pixels: width times height of the largest image.
     """
 
@@ -102,9 +102,10 @@ class ObjectEncoder:
             return Encoding(Passage(str(text), method, 1 + len(text.split())))
         (counted,) = self.tokenizer.encode([text])
         if counted.truncated and side == "left":
-            limit = f"has more than {self.tokenizer.max_tokens} tokens"
+            # FastEmbed cuts once more, at the right.
+            limit = self.tokenizer.max_tokens
             raise InputError(
-                index, f"{limit}, and the model knows no truncation_direction but right"
+                index, f"has more than {limit} tokens, its truncation_direction must be right"
             )
         cut = text[: self.tokenizer.max_tokens * MOST_CHARS_PER_TOKEN]
         return Encoding(Passage(cut, method, len(counted.item)), counted.truncated)

@@ -13,6 +13,8 @@ from embedding_server.runtime.encoder import InputError
 from embedding_server.runtime.tokenizer import TokenizerError
 
 NAME = "cl100k_base"
+_FILE = "9b5ad71b2ce5302211f9c61530b329a4922fc6a4"
+"""What tiktoken's cache calls the vocabulary: the SHA-1 of its address."""
 
 
 class ForeignIds:
@@ -74,6 +76,6 @@ def load(patience: float = 20.0) -> ForeignIds:
     if isinstance(found, Exception):
         raise TokenizerError(
             f"tiktoken could not load {NAME} ({type(found).__name__}): without a network, put "
-            "its vocabulary into the directory that TIKTOKEN_CACHE_DIR names"
+            f"{NAME}.tiktoken as {_FILE} into the directory that TIKTOKEN_CACHE_DIR names"
         ) from found
     return ForeignIds(found)

@@ -23,6 +23,7 @@ MOST_CHARS_PER_TOKEN = 64
 
 _QUICK_CHARS = 2_000
 """About 0.3 ms."""
+_ALL = slice(None)
 _ADVICE = (
     "send ids of this model's own tokenizer, or text; for clients that send OpenAI's ids, set "
     "token_ids: cl100k_base in the model configuration"
@@ -55,8 +56,7 @@ class Tokenizer:
         self.max_tokens = max_tokens
         self._prefix, self._suffix = self._special_tokens()
         self._pair = self._pair_tokens()
-        # There may be gaps in it, so its size does not say it.
-        self._vocabulary = 1 + max(self._backend.get_vocab().values(), default=-1)
+        self._vocabulary = self._backend.get_vocab_size()
         self._room = max_tokens - self.specials
         self._pair_room = max(0, max_tokens - sum(map(len, self._pair)))
         if self._room < 1:
@@ -161,11 +161,18 @@ class Tokenizer:
         return ids[start:end] if framed else ids
 
     def _check(self, index: int, ids: Sequence[int]) -> None:
-        size = self._vocabulary
-        if ids and not (min(ids) >= 0 and max(ids) < size):
-            wrong = next(token for token in ids if not 0 <= token < size)
-            fault = f"token id {wrong} is not in the vocabulary of {size} tokens"
+        if not ids or (min(ids) >= 0 and max(ids) < self._vocabulary):
+            return
+        wrong = next((token for token in ids if not self._knows(token)), None)
+        if wrong is not None:
+            fault = f"token id {wrong} is not in the vocabulary of {self._vocabulary} tokens"
             raise InputError(index, f"{fault}; {_ADVICE}")
+
+    def _knows(self, token: int) -> bool:
+        if 0 <= token < self._vocabulary:
+            return True
+        # Where a vocabulary has gaps, ids are beyond its size.
+        return 0 <= token < 1 << 32 and self._backend.id_to_token(token) is not None
 
     def _finish(self, ids: list[int], side: Side, *, cut: bool) -> Encoding:
         kept = [*self._prefix, *_kept(ids, self._room, side), *self._suffix]
@@ -233,9 +240,6 @@ class Tokenizer:
         next_start = _find(pair.ids, second, end)
         self._second = SEGMENT * pair.type_ids[next_start] if next_start < len(ids) else 0
         return ids[:start], ids[end:next_start], ids[next_start + len(second) :]
-
-
-_ALL = slice(None)
 
 
 def _whole(read: Read, chars: int, side: Side) -> slice:
