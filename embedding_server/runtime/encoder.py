@@ -5,7 +5,7 @@ from typing import Protocol
 
 from embedding_server.core import Encoding, Side, Text
 
-NO_IDS = "takes no token ids: send text"
+NO_IDS = "is token ids, which this model does not take: send text"
 """What an encoder of nothing but texts or images says of `Tokens`."""
 
 

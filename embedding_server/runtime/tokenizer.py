@@ -165,7 +165,7 @@ class Tokenizer:
             return
         wrong = next((token for token in ids if not self._knows(token)), None)
         if wrong is not None:
-            fault = f"token id {wrong} is not in the vocabulary of {self._vocabulary} tokens"
+            fault = f"has token id {wrong}, which is not among the model's {self._vocabulary}"
             raise InputError(index, f"{fault}; {_ADVICE}")
 
     def _knows(self, token: int) -> bool:

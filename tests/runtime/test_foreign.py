@@ -29,7 +29,9 @@ def test_ids_become_text() -> None:
     assert foreign.text(0, "\u6f22!".encode()) == "\u6f22!"
     assert foreign.text(0, [104, 0xE6]) == "h\ufffd"
     for wrong in (256, 301, -1, 1 << 70):
-        with pytest.raises(InputError, match=f"token id {wrong} is not in bytes") as caught:
+        with pytest.raises(
+            InputError, match=f"has token id {wrong}, which is not in bytes"
+        ) as caught:
             foreign.text(7, [104, wrong])
         assert caught.value.index == 7
 
