@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from embedding_server.core import Rows, Vector, Vectors
+from embedding_server.core import SPARSE, Rows, Vector, Vectors
 
 _FLOATS_AT_ONCE = 256 * 1024
 """orjson holds the GIL while it writes: 2,048 x 4,096 floats stalled the event loop for 192 ms."""
@@ -62,7 +62,12 @@ _QUANTIZED: Mapping[Form, Callable[[Rows, float], Bytes]] = {
 
 
 async def json_vectors(vectors: Vectors | Bytes) -> bytes:
-    """A JSON array of arrays, float32 in its shortest form; the event loop runs in between."""
+    """A JSON array of arrays, float32 in its shortest form; the event loop runs in between.
+
+    Of a sparse vector it is an array of `Weight`s.
+    """
+    if len(vectors) and vectors[0].dtype == SPARSE:
+        return await json_items(vectors, _weights)
     if isinstance(vectors, list) and any(one.size > _FLOATS_AT_ONCE for one in vectors):
         return b"[" + b",".join([await json_vectors(one) for one in vectors]) + b"]"
     return await _json_array(vectors, lambda _, part: part)
@@ -99,8 +104,7 @@ class Weight(msgspec.Struct):
     value: float
 
 
-def sparse_rows(_: int, vector: Vector) -> list[dict[str, Any]]:
-    """A sparse vector as a list of `Weight`s."""
+def _weights(_: int, vector: Vector) -> list[dict[str, Any]]:
     pairs = zip(vector["index"].tolist(), vector["value"], strict=True)
     return [{"index": index, "value": value} for index, value in pairs]
 

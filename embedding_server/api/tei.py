@@ -15,7 +15,7 @@ from litestar.response.base import ASGIResponse
 from msgspec import UNSET, UnsetType
 
 from embedding_server.api.body import ApiRequest
-from embedding_server.api.encode import Weight, json_items, json_vectors, sparse_rows
+from embedding_server.api.encode import Weight, json_vectors
 from embedding_server.api.errors import Shape, answers
 from embedding_server.api.inference import (
     Dimensions,
@@ -164,9 +164,7 @@ async def embed(
     started, engine = time.perf_counter(), parts(request).engine
     model = engine.default(Task.EMBED, kinds)
     answer = await engine.embed(model, checked_count(request, inputs, MAX_INPUTS), options, kinds)
-    vectors = answer.vectors
-    sparse = Kind.SPARSE in kinds
-    body = await (json_items(vectors, sparse_rows) if sparse else json_vectors(vectors))
+    body = await json_vectors(answer.vectors)
     headers = _headers(answer.usage, sum(map(len, inputs)), started)
     return await respond(request, body, model, len(inputs), answer.usage, headers=headers)
 

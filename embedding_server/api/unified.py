@@ -10,7 +10,7 @@ from litestar.response.base import ASGIResponse
 
 from embedding_server import __version__
 from embedding_server.api.body import ApiRequest
-from embedding_server.api.encode import Weight, json_items, json_vectors, sparse_rows
+from embedding_server.api.encode import Weight, json_vectors
 from embedding_server.api.errors import Shape, answers
 from embedding_server.api.inference import (
     Inputs,
@@ -122,10 +122,7 @@ async def _embed(request: ApiRequest, data: EmbedRequest, kinds: tuple[Kind, ...
     texts = checked_count(request, input_texts(data.input))
     engine = parts(request).engine
     answer = await engine.embed(data.model, texts, data.engine_options(request), kinds)
-    sparse = Kind.SPARSE in kinds
-    body = await (
-        json_items(answer.vectors, sparse_rows) if sparse else json_vectors(answer.vectors)
-    )
+    body = await json_vectors(answer.vectors)
     return await respond(request, body, data.model, len(texts), answer.usage)
 
 
