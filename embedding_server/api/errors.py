@@ -95,7 +95,8 @@ SHAPE = "shape"
 def shape_for(shapes: Mapping[str, Shape], scope: Scope) -> Shape:
     """How failures of this request are written.
 
-    `shapes` has path prefixes without a slash at their end; the longest that fits is taken.
+    `shapes` has path prefixes without a slash at their end; the longest that fits is taken. `/` is
+    the root itself, and paths that begin with two slashes.
     """
     if chosen := scope["state"].get(SHAPE):
         return cast(Shape, chosen)

@@ -317,8 +317,8 @@ async def infer(request: ApiRequest, data: JSONBody[RootRequest]) -> ASGIRespons
 
 SHAPES: dict[str, Shape] = dict.fromkeys(
     (
-        "/embed", "/embed_all", "/embed_sparse", "/rerank", "/similarity", "/tokenize", "/decode",
-        "/info",
+        "/", "/embed", "/embed_all", "/embed_sparse", "/rerank", "/similarity", "/tokenize",
+        "/decode", "/info",
     ),
     tei_error,
 )  # fmt: skip

@@ -70,6 +70,18 @@ async def test_unknown_paths_and_methods(client: Client) -> None:
     assert answer.json()["code"] == "METHOD_NOT_ALLOWED"
 
 
+@pytest.mark.parametrize("path", ["/", "//embed", "/embed"])
+async def test_failures_of_root(client: Client, path: str) -> None:
+    """TEI's clients post to `/`, and with a slash too many: failures come in TEI's shape."""
+    answer = await client.post(path, json={"inputs": 1})
+    assert answer.status_code == 422
+    assert answer.json().keys() == {"error", "error_type"}
+    parts_of(client).engine.queue.draining = True
+    answer = await client.post(path, json={"inputs": "a"})
+    assert (answer.status_code, answer.json()["error_type"]) == (503, "Unhealthy")
+    assert "code" in (await client.get("/nope")).json()
+
+
 async def test_model_failure(broken: Client) -> None:
     """A failing model is a 500 of its task that leaks nothing."""
     answer = await broken.post("/api/embed", json=BODY)
