@@ -68,7 +68,8 @@ def check_model(
     if inputs and isinstance(inputs[0], bytes) and not spec.takes_images:
         raise UnsupportedModel(f"Model {spec.id} takes texts, no images")
     if spec.token_ids == "refuse" and any(isinstance(one, Tokens) for one in inputs):  # noqa: S105 - says whose ids they are
-        raise BadRequest(f"Model {spec.id} takes no token ids here: send text")
+        langchain = "with LangChain's OpenAI class by check_embedding_ctx_length=False"
+        raise BadRequest(f"Model {spec.id} takes no token ids here: send text, {langchain}")
     dimensions, fewest = options.dimensions, spec.min_dimensions
     if dimensions is not None and not fewest <= dimensions <= spec.dimensions:
         span = f"from {fewest} to {spec.dimensions}"
