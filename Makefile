@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+CLIENTS := .venv-clients/installed
 
-.PHONY: run test test-all lint format bench bench-overload bench-memory lock clean
+.PHONY: run test test-all test-clients lint format bench bench-overload bench-memory lock clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)
@@ -12,9 +13,14 @@ run: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/pytest
 
-# Adds what needs a browser: the Debian packages chromium and chromium-driver.
-test-all: $(INSTALLED)
+# Adds what needs a browser (the Debian packages chromium and chromium-driver) and the real clients.
+test-all: $(INSTALLED) test-clients
 	$(BIN)/pytest -m "not gpu"
+
+# The clients people have against a real server, in an environment of their own.
+test-clients: $(INSTALLED) $(CLIENTS)
+	EMBEDDING_SERVER=$(abspath $(BIN))/embedding-server \
+		.venv-clients/bin/pytest -c tests/clients/pytest.ini tests/clients
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
@@ -40,12 +46,19 @@ $(INSTALLED): requirements-cpu.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
+$(CLIENTS): tests/clients/requirements.lock
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --no-deps --require-hashes -r $<
+	touch $@
+
 # Needs uv. No index address goes into a lock.
-COMPILE = uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+COMPILE = uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-annotate --no-header
 lock:
-	$(COMPILE) --extra cpu --extra dev --extra demo --extra bench -o requirements-cpu.lock
-	$(COMPILE) --extra cuda -o requirements-cuda.lock
+	$(COMPILE) pyproject.toml --extra cpu --extra dev --extra demo --extra bench \
+		-o requirements-cpu.lock
+	$(COMPILE) pyproject.toml --extra cuda -o requirements-cuda.lock
+	$(COMPILE) --no-config tests/clients/requirements.in -o tests/clients/requirements.lock
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-clients

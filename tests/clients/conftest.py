@@ -53,9 +53,12 @@ VOCABULARY = Path(_llama_index.origin).parent / "_static" / "tiktoken_cache"
 
 # Clients read these at import or on each call: none may reach a network or send a user's key. The
 # server is offline; here HF_HUB_OFFLINE would forbid requests to our own address as well.
-os.environ["TIKTOKEN_CACHE_DIR"] = str(VOCABULARY)
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
-os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
+os.environ.update(
+    TIKTOKEN_CACHE_DIR=str(VOCABULARY),
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_IMPLICIT_TOKEN="1",
+    HAYSTACK_TELEMETRY_ENABLED="False",
+)
 for name in ("HF_TOKEN", "HF_API_TOKEN", "CO_API_KEY", "CO_API_URL", "OPENAI_API_KEY"):
     os.environ.pop(name, None)
 
@@ -146,7 +149,7 @@ def guarded(start: Start) -> Iterator[str]:
 class Native(httpx.Client):
     """The native API, which tells what the others have to say, too."""
 
-    def vectors(self, texts: list[str], **options: object) -> np.ndarray:
+    def vectors(self, texts: list[str] | list[list[int]], **options: object) -> np.ndarray:
         """Of the demo model, as (texts, dimensions)."""
         answer = self.post("/api/embed", json={"model": MODEL, "input": texts, **options})
         return np.array(answer.raise_for_status().json()["embeddings"], np.float32)

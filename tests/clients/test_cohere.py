@@ -5,13 +5,11 @@ import base64
 import cohere
 import numpy as np
 import pytest
-from cohere.core.api_error import ApiError
 
-from conftest import MODEL, TEXTS, Start
+from conftest import DOCUMENTS, LONG, MODEL, QUERY_PROMPT, TEXTS, Native, close, sigmoid
 
-TYPES = ["float", "int8", "uint8", "binary", "ubinary"]
-WIDTHS = {"int8": 384, "uint8": 384, "binary": 48, "ubinary": 48}
-DOCUMENTS = ["Berlin is in Germany.", "Paris is the capital of France.", "I like cheese."]
+TYPES = ["float", "int8", "uint8", "binary", "ubinary", "base64"]
+QUERY, DOCUMENT = "search_query", "search_document"
 
 
 @pytest.fixture
@@ -26,128 +24,114 @@ def v2(server: str) -> cohere.ClientV2:
     return cohere.ClientV2(api_key="any", base_url=server, max_retries=0)
 
 
-def check_types(found: object, vectors: list[list[float]]) -> None:
-    """Each type has a row per text; signs, offsets and ranges agree with the floats."""
-    values = {name: np.asarray(getattr(found, name)) for name in TYPES}
-    np.testing.assert_allclose(values["float"], vectors, atol=1e-6)
-    for name, width in WIDTHS.items():
-        assert values[name].shape == (len(TEXTS), width)
-    np.testing.assert_array_equal(values["uint8"] - 128, values["int8"])
-    np.testing.assert_array_equal(values["ubinary"] - 128, values["binary"])
-    bits = np.unpackbits(values["ubinary"].astype(np.uint8), axis=1)
-    np.testing.assert_array_equal(bits, np.asarray(vectors) > 0)
-    assert np.corrcoef(values["int8"][0], vectors[0])[0, 1] > 0.99
-
-
-def test_v1_floats(v1: cohere.Client, vectors: list[list[float]]) -> None:
-    """Without types an answer is a list of floats, and the texts are echoed."""
-    found = v1.embed(texts=TEXTS, model=MODEL)
-    assert found.response_type == "embeddings_floats"
-    assert found.texts == TEXTS
-    np.testing.assert_allclose(np.asarray(found.embeddings), vectors, atol=1e-6)
-    assert found.meta is not None
-    assert found.meta.billed_units is not None
-    assert (found.meta.billed_units.input_tokens or 0) > len(TEXTS)
-
-
-def test_v1_types(v1: cohere.Client, vectors: list[list[float]]) -> None:
-    """All five types in one answer."""
-    found = v1.embed(texts=TEXTS, model=MODEL, embedding_types=TYPES)
-    assert found.response_type == "embeddings_by_type"
-    check_types(found.embeddings, vectors)
-
-
-def test_v2_types(v2: cohere.ClientV2, vectors: list[list[float]]) -> None:
-    """The same in v2, and base64 with them."""
-    found = v2.embed(
-        texts=TEXTS,
-        model=MODEL,
-        input_type="search_document",
-        embedding_types=[*TYPES, "base64"],
-    ).embeddings
-    check_types(found, vectors)
-    assert found.base64 is not None
+def check_types(found: object, vectors: np.ndarray) -> None:
+    """A row per text in each type, made of the floats as the README says."""
+    close(found.float, vectors)
     packed = [np.frombuffer(base64.b64decode(text), "<f4") for text in found.base64]
-    np.testing.assert_allclose(packed, vectors, atol=1e-6)
-
-
-def test_quantised_bytes_do_not_depend_on_the_batch(v2: cohere.ClientV2) -> None:
-    """One text always gets the same bytes, whatever it is sent with."""
-    together, alone = (
-        v2.embed(texts=texts, model=MODEL, input_type="search_query", embedding_types=["int8"])
-        for texts in (TEXTS, TEXTS[:1])
+    close(packed, vectors)
+    int8, uint8, binary, ubinary = (
+        np.array(getattr(found, name)) for name in ("int8", "uint8", "binary", "ubinary")
     )
-    assert together.embeddings.int8 is not None
-    assert alone.embeddings.int8 is not None
-    np.testing.assert_allclose(together.embeddings.int8[0], alone.embeddings.int8[0], atol=1)
+    assert int8.shape == vectors.shape
+    assert (np.abs(int8) <= 127).all()
+    scale = (int8 * vectors).sum() / (vectors**2).sum()
+    close(int8, np.clip(vectors * scale, -127, 127), 0.6)
+    assert (uint8 == int8 + 128).all()
+    assert (np.unpackbits(ubinary.astype(np.uint8), axis=1) == (vectors > 0)).all()
+    assert (binary == ubinary - 128).all()
 
 
-def test_v2_default_and_inputs(v2: cohere.ClientV2, vectors: list[list[float]]) -> None:
-    """Without types v2 gives floats by type; `inputs` are texts as well."""
+def test_v1_embed(v1: cohere.Client, vectors: np.ndarray) -> None:
+    """Without types a list of floats, with them all five and base64; the texts are echoed."""
+    plain = v1.embed(texts=TEXTS, model=MODEL)
+    close(plain.embeddings, vectors)
+    typed = v1.embed(texts=TEXTS, model=MODEL, embedding_types=TYPES)
+    check_types(typed.embeddings, vectors)
+    for found in (plain, typed):
+        assert found.texts == TEXTS
+        assert found.meta.billed_units.input_tokens > len(TEXTS)
+
+
+def test_v2_embed(v2: cohere.ClientV2, vectors: np.ndarray) -> None:
+    """All types; floats without any; `inputs` are texts as well."""
+    check_types(
+        v2.embed(texts=TEXTS, model=MODEL, input_type=DOCUMENT, embedding_types=TYPES).embeddings,
+        vectors,
+    )
     inputs = [{"content": [{"type": "text", "text": text}]} for text in TEXTS]
-    plain = v2.embed(texts=TEXTS, model=MODEL, input_type="search_query")
-    mixed = v2.embed(inputs=inputs, model=MODEL, input_type="search_query")
-    for found in (plain, mixed):
-        np.testing.assert_allclose(found.embeddings.float, vectors, atol=1e-6)
+    for given in ({"texts": TEXTS}, {"inputs": inputs}):
+        close(v2.embed(**given, model=MODEL, input_type=DOCUMENT).embeddings.float, vectors)
 
 
-def test_output_dimension(v2: cohere.ClientV2) -> None:
-    """Cut, then normalised; a width the model has not is an error that names the option."""
-    found = v2.embed(texts=TEXTS, model=MODEL, input_type="search_query", output_dimension=64)
-    rows = np.asarray(found.embeddings.float)
-    assert rows.shape == (3, 64)
-    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
-    with pytest.raises(cohere.BadRequestError, match="output_dimension"):
-        v2.embed(texts=TEXTS, model=MODEL, input_type="search_query", output_dimension=9999)
-
-
-@pytest.mark.parametrize("side", ["START", "END"])
-def test_truncation(v2: cohere.ClientV2, side: str) -> None:
-    """`truncate` names the side that is cut; NONE is an error."""
-    long = "first " * 300 + "second " * 300
-    kept = "second " * 254 if side == "START" else "first " * 254
-    cut, alone = (
-        v2.embed(texts=[text], model=MODEL, input_type="search_query", truncate=side)
-        for text in (long, kept)
+def test_quantised_bytes_are_the_text_s_own(v2: cohere.ClientV2) -> None:
+    """A text gets the same bytes in every request, whatever is beside it."""
+    alone, beside = (
+        v2.embed(texts=texts, model=MODEL, input_type=QUERY, embedding_types=["int8"])
+        for texts in (TEXTS[:1], ["short", TEXTS[0], LONG])
     )
-    np.testing.assert_allclose(cut.embeddings.float, alone.embeddings.float, atol=1e-5)
-    with pytest.raises(cohere.BadRequestError, match="truncate|token"):
-        v2.embed(texts=[long], model=MODEL, input_type="search_query", truncate="NONE")
+    # Where neighbours change the last bit of a float, a number at an edge may move by one.
+    assert np.abs(np.subtract(alone.embeddings.int8[0], beside.embeddings.int8[1])).max() <= 1
+    again = v2.embed(texts=TEXTS[:1], model=MODEL, input_type=QUERY, embedding_types=["int8"])
+    assert again.embeddings.int8 == alone.embeddings.int8
 
 
-def test_batches(v1: cohere.Client, v2: cohere.ClientV2) -> None:
-    """v1 sends 200 texts as three requests at once, v2 as one: the order holds."""
+def test_options(v1: cohere.Client, v2: cohere.ClientV2, native: Native) -> None:
+    """`output_dimension` cuts, `input_type` is a prompt, `truncate` names a side."""
+
+    def embed(text: str, model: str = MODEL, kind: str = QUERY, **options: object) -> np.ndarray:
+        answer = v2.embed(texts=[text], model=model, input_type=kind, **options)
+        return np.array(answer.embeddings.float)[0]
+
+    plain, prompted = native.vectors([TEXTS[0], QUERY_PROMPT + TEXTS[0]])
+    cut = plain[:64] / np.linalg.norm(plain[:64])
+    close(embed(TEXTS[0], output_dimension=64), cut)
+    more = {"additional_body_parameters": {"output_dimension": 64}}
+    close(v1.embed(texts=TEXTS[:1], model=MODEL, request_options=more).embeddings, [cut])
+    close(embed(TEXTS[0], "prompted"), prompted)
+    close(embed(TEXTS[0], "prompted", DOCUMENT), plain)
+    ends = native.vectors(["second " * 254, "first " * 254])
+    close([embed(LONG, truncate=side) for side in ("START", "END")], ends, 1e-5)
+
+
+def test_batches(v1: cohere.Client, native: Native) -> None:
+    """v1 sends 200 texts as three requests at once: the order holds, the counts are summed."""
     texts = [f"text {number}" for number in range(200)]
-    first = v1.embed(texts=texts, model=MODEL)
-    second = v2.embed(texts=texts, model=MODEL, input_type="search_document")
-    np.testing.assert_allclose(np.asarray(first.embeddings), second.embeddings.float, atol=1e-5)
-
-
-def test_rerank(v1: cohere.Client, v2: cohere.ClientV2) -> None:
-    """Best first, cut to `top_n`; v1 returns documents when asked."""
-    old = v1.rerank(
-        query=TEXTS[0],
-        documents=[DOCUMENTS[0], {"text": DOCUMENTS[1]}, DOCUMENTS[2]],
-        model=MODEL,
-        top_n=2,
-        return_documents=True,
+    found = v1.embed(texts=texts, model=MODEL)
+    close(
+        found.embeddings,
+        np.concatenate([native.vectors(texts[:100]), native.vectors(texts[100:])]),
+        1e-5,
     )
-    new = v2.rerank(query=TEXTS[0], documents=DOCUMENTS, model=MODEL, top_n=2)
+    assert found.meta.billed_units.input_tokens == 200 * 4
+
+
+def test_rerank(v1: cohere.Client, v2: cohere.ClientV2, native: Native) -> None:
+    """Best first, cut to `top_n`; v1 returns documents when asked."""
+    scores = native.scores(TEXTS[0], DOCUMENTS)
+    mixed = [DOCUMENTS[0], {"text": DOCUMENTS[1]}, DOCUMENTS[2]]
+    asked = {"query": TEXTS[0], "model": MODEL, "top_n": 2}
+    old = v1.rerank(documents=mixed, return_documents=True, **asked)
+    new = v2.rerank(documents=DOCUMENTS, **asked)
     for found in (old, new):
-        assert len(found.results) == 2
-        assert found.results[0].index == 1
-        assert found.results[0].relevance_score > found.results[1].relevance_score
-        assert found.meta is not None
-        assert found.meta.billed_units is not None
+        assert [one.index for one in found.results] == [1, 0]
+        close([one.relevance_score for one in found.results], [scores[1], scores[0]])
         assert found.meta.billed_units.search_units == 1
-    assert old.results[0].document is not None
-    assert old.results[0].document.text == DOCUMENTS[1]
+    assert [one.document.text for one in old.results] == [DOCUMENTS[1], DOCUMENTS[0]]
+
+
+def test_rerank_gives_probabilities(v2: cohere.ClientV2, native: Native) -> None:
+    """A cross-encoder's scores are logits natively, probabilities here."""
+    documents = ["the of", "you that he", "a in it is"]
+    found = v2.rerank(model="own/cross-encoder", query="to be", documents=documents).results
+    scores = sigmoid(native.scores("to be", documents, "own/cross-encoder"))
+    close([one.relevance_score for one in found], sorted(scores, reverse=True))
+    close([scores[one.index] for one in found], sorted(scores, reverse=True))
 
 
 @pytest.mark.parametrize("offline", [True, False])
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_tokenize(request: pytest.FixtureRequest, version: str, *, offline: bool) -> None:
-    """Ids there and back, no special ones; the default asks for the model first."""
+    """Ids there and back, without special ones; the default asks for the model first."""
     client: cohere.Client = request.getfixturevalue(version)
     found = client.tokenize(text="hello world", model=MODEL, offline=offline)
     assert found.tokens == [7592, 2088]
@@ -156,21 +140,32 @@ def test_tokenize(request: pytest.FixtureRequest, version: str, *, offline: bool
     assert back.text == "hello world"
 
 
-def test_errors(v2: cohere.ClientV2, start: Start) -> None:
-    """The classes of the SDK, with the text in `message`."""
-    with pytest.raises(cohere.NotFoundError) as caught:
-        v2.embed(texts=["x"], model="no-such", input_type="search_query")
-    assert "no-such" in caught.value.body["message"]
-    with pytest.raises(cohere.BadRequestError):
-        v2.embed(texts=["x"], model=MODEL, input_type="nonsense")
-    with start(INFERENCE_API_KEYS="right") as url:
-        with pytest.raises(cohere.UnauthorizedError):
-            cohere.ClientV2(api_key="wrong", base_url=url).rerank(
-                model=MODEL, query="q", documents=["d"]
-            )
-    with start(INFERENCE_RATE_LIMIT="1") as url:
-        limited = cohere.ClientV2(api_key="any", base_url=url, max_retries=0)
-        limited.rerank(model=MODEL, query="q", documents=["d"])
-        with pytest.raises(ApiError) as over:
-            limited.rerank(model=MODEL, query="q", documents=["d"])
-        assert isinstance(over.value, cohere.TooManyRequestsError)
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        ({"model": "no-such"}, cohere.NotFoundError, "no-such"),
+        ({"input_type": "nonsense"}, cohere.BadRequestError, "input_type"),
+        ({"output_dimension": 9999}, cohere.BadRequestError, "dimension"),
+        ({"texts": [LONG], "truncate": "NONE"}, cohere.BadRequestError, "tokens"),
+    ],
+)
+def test_errors(v2: cohere.ClientV2, call: dict, error: type[Exception], says: str) -> None:
+    """The SDK's classes, and what is wrong in `message`."""
+    with pytest.raises(error) as caught:
+        v2.embed(**{"texts": ["x"], "model": MODEL, "input_type": QUERY} | call)
+    assert says in caught.value.body["message"]
+
+
+def test_keys_and_rate(guarded: str) -> None:
+    """A wrong key is an `UnauthorizedError`; a right one too often is a `TooManyRequestsError`."""
+
+    def rerank(key: str) -> None:
+        client = cohere.ClientV2(api_key=key, base_url=guarded, max_retries=0)
+        assert client.rerank(model=MODEL, query="q", documents=["d"]).results
+
+    with pytest.raises(cohere.UnauthorizedError):
+        rerank("wrong")
+    rerank("cohere")
+    with pytest.raises(cohere.TooManyRequestsError) as caught:
+        rerank("cohere")
+    assert "message" in caught.value.body

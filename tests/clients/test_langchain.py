@@ -24,7 +24,9 @@ def langchain(url: str, model: str, *, ids: bool) -> OpenAIEmbeddings:
     )
 
 
-@pytest.mark.parametrize(("model", "ids"), [(MODEL, False), ("texts-only", False), ("cl100k", True)])
+@pytest.mark.parametrize(
+    ("model", "ids"), [(MODEL, False), ("texts-only", False), ("cl100k", True)]
+)
 def test_texts(server: str, native: Native, model: str, *, ids: bool) -> None:
     """Texts, and ids where the model is told whose they are, give the native vectors."""
     texts = [*TEXTS, "", "two\nlines"]
@@ -81,9 +83,7 @@ def test_endpoint(endpoint: HuggingFaceEndpointEmbeddings, vectors: np.ndarray) 
     close(asyncio.run(endpoint.aembed_documents(TEXTS)), vectors)
 
 
-def test_endpoint_takes_no_batches(
-    endpoint: HuggingFaceEndpointEmbeddings, native: Native
-) -> None:
+def test_endpoint_takes_no_batches(endpoint: HuggingFaceEndpointEmbeddings, native: Native) -> None:
     """It sends all documents at once: more than the limit are an error that names it."""
     texts = [f"text {number}" for number in range(128)]
     close(endpoint.embed_documents(texts), native.vectors(texts), 1e-5)
