@@ -136,7 +136,7 @@ def demo(start: Start) -> Iterator[str]:
         yield url
 
 
-KEYS = ("openai", "cohere", "hub", "haystack")
+KEYS = ("openai", "cohere", "hub")
 
 
 @pytest.fixture(scope="session")

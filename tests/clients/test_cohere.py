@@ -140,6 +140,12 @@ def test_tokenize(request: pytest.FixtureRequest, version: str, *, offline: bool
     assert back.text == "hello world"
 
 
+def test_models(v1: cohere.Client) -> None:
+    """The list, and one model whose id has a slash."""
+    assert {MODEL, "own/cross-encoder"} <= {one.name for one in v1.models.list().models}
+    assert v1.models.get(MODEL).name == MODEL
+
+
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [

@@ -21,6 +21,12 @@ def test_tei(server: str, native: Native, vectors: np.ndarray, slash: str) -> No
     close(model.get_text_embedding(LONG), native.vectors(["first " * 254])[0], 1e-5)
 
 
+def test_tei_errors(guarded: str) -> None:
+    """The class does not look at the status: any failure is a `KeyError`."""
+    with pytest.raises(KeyError):
+        TextEmbeddingsInference(model_name=MODEL, base_url=guarded).get_text_embedding("x")
+
+
 def test_openai_like(server: str, vectors: np.ndarray) -> None:
     """Its vectors are the native ones, `dimensions` cuts them, errors are OpenAI's."""
 

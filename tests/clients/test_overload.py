@@ -14,12 +14,12 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from conftest import MODEL, Start
 
-BUSY = {"model": MODEL, "input": ["some words to read " * 8] * 256}
+BUSY = {"model": MODEL, "input": ["some words to read " * 8] * 600}
 
 
 @pytest.fixture
 def busy(start: Start) -> Iterator[str]:
-    """A server that takes one request at a time, and is busy for a second or some."""
+    """A server that takes one request at a time, and is busy for some seconds."""
     limits = {"INFERENCE_MAX_CONCURRENT_REQUESTS": "1", "INFERENCE_QUEUE_TIMEOUT_MS": "1"}
     with start(**limits) as (url, _):
 
@@ -29,6 +29,7 @@ def busy(start: Start) -> Iterator[str]:
         thread = threading.Thread(target=fill)
         thread.start()
         while httpx.get(f"{url}/health/status").json()["available_permits"] > 0:
+            assert thread.is_alive()
             time.sleep(0.01)
         yield url
         thread.join()
@@ -46,7 +47,7 @@ def test_a_full_server(busy: str) -> None:
         with pytest.raises(openai.InternalServerError) as caught:
             sdk.embeddings.create(model=MODEL, input="x")
         assert (caught.value.status_code, caught.value.code) == (503, "service_unavailable")
-        patient = sdk.with_options(max_retries=3).embeddings.with_raw_response
+        patient = sdk.with_options(max_retries=5).embeddings.with_raw_response
         answer = patient.create(model=MODEL, input="x")
         assert answer.parse().data
         assert answer.retries_taken >= 1
