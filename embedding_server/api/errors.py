@@ -102,7 +102,6 @@ def shape_for(shapes: Mapping[str, Shape], scope: Scope) -> Shape:
         return cast(Shape, chosen)
     path = scope["path"]
     fitting = [prefix for prefix in shapes if f"{path}/".startswith(f"{prefix}/")]
-    # The path of `OPTIONS *` has no slash.
     return shapes[max(fitting, key=len)] if fitting else native_error
 
 

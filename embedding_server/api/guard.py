@@ -35,7 +35,7 @@ class Guard:
         routes: paths of inference routes.
         shapes: how failures are written, by path prefix.
         keys: who may come in.
-        limit: how often.
+        limit: how often, everything that is POSTed counted.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Guard:
             return
         try:
             scope["state"][CALLER] = self._keys.caller(scope)
-            if self._asks(scope):
+            if scope.get("method") == "POST":
                 self._limit.spend(client_of(scope))
         except (Unauthorized, RateLimited) as refusal:
             await self._refuse(scope, send, refusal)
@@ -97,15 +97,12 @@ class Guard:
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": content, "more_body": False})
 
-    def _asks(self, scope: Scope) -> bool:
-        """Whether this asks for a model."""
-        return scope.get("method") == "POST" and scope["path"] in self._routes
-
     def _concerned(self, scope: Scope) -> bool:
         """Whether this asks for a model while others wait, or while the server drains."""
         return (
             (self._queue.depth > 0 or self._queue.draining)
-            and self._asks(scope)
+            and scope.get("method") == "POST"
+            and scope["path"] in self._routes
             and not header(scope, b"origin")  # a browser needs the headers of CORS
         )
 

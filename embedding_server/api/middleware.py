@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPResponseStartEvent, Message, Receive, Scope, Send
+from litestar.utils import normalize_path
 
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving.admission import AdmissionQueue
@@ -80,7 +81,9 @@ class RequestLog:
         wanted = header(scope, b"x-request-id")
         name = wanted if _REQUEST_ID.fullmatch(wanted) else secrets.token_hex(16)
         scope.setdefault("state", {})["event"] = fields = {"request_id": name}
-        status, size, path = 0, 0, scope["path"]
+        # As the router reads it: with other slashes a path would get around the guard.
+        path = scope["path"] = normalize_path(scope["path"])
+        status, size = 0, 0
 
         async def observe(message: Message) -> None:
             nonlocal status, size
