@@ -195,11 +195,14 @@ class Registry:
                     self._freed.clear()
                     await self._freed.wait()
         except TimeoutError as exc:
-            self._reopen()
             message = f"{spec.id} is still in use"
             raise self._refusal("busy", message, self._patience) from exc
-        if resident.state is State.READY:
-            self._unload(resident, "asked")
+        else:
+            if resident.state is State.READY:
+                self._unload(resident, "asked")
+        finally:
+            if resident.closing:
+                self._reopen()
 
     async def _wait(self, resident: Resident) -> None:
         if self.max_loaded and not resident.pinned and len(self.pinned) >= self.max_loaded:
