@@ -56,25 +56,30 @@ class ImageUrl(msgspec.Struct, frozen=True):
     url: str
 
 
-class Part(msgspec.Struct, frozen=True):
-    """A text or an image."""
+class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
+    """A text, or a part of one."""
 
-    type: Literal["text", "image_url"]
-    text: str = ""
-    image_url: ImageUrl | None = None
+    text: str
+
+
+class ImagePart(msgspec.Struct, frozen=True, tag_field="type", tag="image_url"):
+    """An image."""
+
+    image_url: ImageUrl
 
 
 class Content(msgspec.Struct, frozen=True):
     """One input: a text, in one part or several, or an image."""
 
-    content: list[Part]
+    content: list[TextPart | ImagePart]
 
     def input(self) -> Input:
         """The text or the image file; raises `BadRequest` where it is both."""
-        images = [part.image_url.url for part in self.content if part.image_url]
+        texts = [part.text for part in self.content if isinstance(part, TextPart)]
+        images = [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
         if images and len(self.content) > 1:
             raise BadRequest("an input is a text or one image: text beside images is not supported")
-        return image_files(images)[0] if images else "".join(part.text for part in self.content)
+        return image_files(images)[0] if images else "".join(texts)
 
 
 class EmbedRequest(msgspec.Struct, kw_only=True, frozen=True):
@@ -207,7 +212,7 @@ async def _base64(answer: Embeddings) -> bytes:
 
 def _quantized(form: Literal["int8", "uint8", "binary", "ubinary"]) -> "_Write":
     async def write(answer: Embeddings) -> bytes:
-        rows = np.asarray(answer.vectors, np.float32)
+        rows = np.asarray(answer.vectors, np.float32).reshape(-1, answer.dimensions)
         if not answer.limit and form in ("int8", "uint8"):
             raise BadRequest(f"embedding_types: the model has no range for {form}")
         return await json_vectors(quantized(rows, form, answer.limit))
