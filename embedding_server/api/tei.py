@@ -31,9 +31,11 @@ from embedding_server.api.parts import parts
 from embedding_server.core import Kind, Piece, Task, Tokens, Usage
 from embedding_server.errors import (
     BadRequest,
+    DeadlineExceeded,
     EmbeddingError,
     InternalError,
     ModelLoadError,
+    RateLimited,
     RerankError,
     ServiceError,
     ServiceUnavailable,
@@ -60,6 +62,8 @@ _STATUSES: dict[type[ServiceError], tuple[int, str]] = {
     EmbeddingError: (424, "Backend"),
     RerankError: (424, "Backend"),
     InternalError: (500, "Backend"),
+    DeadlineExceeded: (504, "Backend"),
+    RateLimited: (429, "Overloaded"),
     ModelLoadError: (503, "Unhealthy"),
     ServiceUnavailable: (429, "Overloaded"),
 }
@@ -74,9 +78,9 @@ def tei_error(error: ServiceError, _: str) -> tuple[int, Failure]:
 
 
 class TextOptions(msgspec.Struct, kw_only=True, frozen=True):
-    """How texts are read."""
+    """How texts are read; `truncate` null is true."""
 
-    truncate: bool = True
+    truncate: bool | None = True
     truncation_direction: Direction = "Right"
     prompt_name: str | None = None
 
@@ -84,7 +88,7 @@ class TextOptions(msgspec.Struct, kw_only=True, frozen=True):
         """The engine's options."""
         return msgspec.structs.replace(
             plain_options(request),
-            truncate=self.truncate,
+            truncate=self.truncate is not False,
             side="left" if self.truncation_direction.lower() == "left" else "right",
             prompt_name=self.prompt_name,
         )
@@ -116,7 +120,7 @@ class RerankRequest(msgspec.Struct, kw_only=True, frozen=True):
     texts: list[str]
     raw_scores: bool = False
     return_text: bool = False
-    truncate: bool = True
+    truncate: bool | None = True
     truncation_direction: Direction = "Right"
 
 
@@ -139,7 +143,7 @@ class SimilarityRequest(msgspec.Struct, kw_only=True, frozen=True):
     """A sentence and those to compare it with."""
 
     inputs: Sentences
-    parameters: TextOptions = TextOptions()
+    parameters: TextOptions | None = None
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True, frozen=True):
@@ -233,12 +237,14 @@ async def similarity(request: ApiRequest, data: JSONBody[SimilarityRequest]) -> 
     return await similarities(request, data.inputs, data.parameters)
 
 
-async def similarities(request: ApiRequest, given: Sentences, how: TextOptions) -> ASGIResponse:
+async def similarities(
+    request: ApiRequest, given: Sentences, how: TextOptions | None
+) -> ASGIResponse:
     """TEI's answer to a similarity request."""
     started, engine = time.perf_counter(), parts(request).engine
     model = engine.default(Task.EMBED, ONE_VECTOR)
     texts = [given.source_sentence, *checked_documents(given.sentences)]
-    answer = await engine.embed(model, texts, how.options(request))
+    answer = await engine.embed(model, texts, (how or TextOptions()).options(request))
     rows = answer.vectors
     body = await json_vectors(np.asarray(rows[1:]) @ rows[0])
     headers = _headers(answer.usage, sum(map(len, texts)), started)
@@ -252,7 +258,7 @@ async def tokenize(request: ApiRequest, data: JSONBody[TokenizeRequest]) -> list
     texts = [data.inputs] if isinstance(data.inputs, str) else data.inputs
     options = TextOptions(prompt_name=data.prompt_name).options(request)
     return await engine.pieces(
-        _any_model(request),
+        any_model(request),
         checked_count(request, texts, MAX_INPUTS),
         options,
         specials=data.add_special_tokens,
@@ -264,26 +270,23 @@ async def decode(request: ApiRequest, data: JSONBody[DecodeRequest]) -> list[str
     """The text of each list of token ids."""
     ids = [one for one in input_texts(data.ids) if isinstance(one, Tokens)]
     return await parts(request).engine.detokenize(
-        _any_model(request),
+        any_model(request),
         checked_count(request, ids, MAX_INPUTS),
         skip_specials=data.skip_special_tokens,
     )
 
 
-def _any_model(request: ApiRequest) -> str:
-    """The model whose tokens are meant: the one that embeds, else the one that reranks."""
+def any_model(request: ApiRequest) -> str:
+    """The model of requests of no task: the one that embeds, or where none does, that reranks."""
     engine = parts(request).engine
-    try:
-        return engine.default(Task.EMBED)
-    except BadRequest:
-        return engine.default(Task.RERANK)
+    return engine.default(Task.EMBED if engine.catalog.listed[Task.EMBED] else Task.RERANK)
 
 
 class RootRequest(VectorOptions, kw_only=True, frozen=True):
     """What `/embed`, `/similarity` or `/rerank` take: the fields say which of them is meant."""
 
     inputs: str | list[str | int | list[int]] | Sentences | None = None
-    parameters: TextOptions = TextOptions()
+    parameters: TextOptions | None = None
     query: str | None = None
     texts: list[str] | None = None
     raw_scores: bool = False
