@@ -29,20 +29,21 @@ ROUTERS: list[tuple[str, list[Any]]] = [
     ("tei", tei.HANDLERS),
     ("unified", unified.HANDLERS),
     ("fast", fast.HANDLERS),
-    *shared.HANDLERS.items(),
-    *models.HANDLERS.items(),
+    *shared.HANDLERS,
+    *models.HANDLERS,
 ]
 """The dialect, or the dialects, and the handlers that they have."""
 ALWAYS: list[Any] = ops.HANDLERS + docs.HANDLERS
 """What there is whatever the dialects are."""
 
 _SHAPES: dict[str, dict[str, Shape]] = {
+    "unified": unified.SHAPES,
     "openai": openai.SHAPES,
     "cohere": cohere.SHAPES,
-    "unified": unified.SHAPES,
     "tei": tei.SHAPES,
     "fast": fast.SHAPES,
 }
+"""Where several dialects have a prefix, the first one's shape is taken."""
 
 
 class Face(msgspec.Struct, frozen=True):
@@ -66,5 +67,5 @@ class Face(msgspec.Struct, frozen=True):
         ]
         routes = {path for one in shown if INFERENCE in (one.opt or {}) for path in one.paths}
         shapes = [shapes for name, shapes in _SHAPES.items() if name in dialects]
-        merged = {prefix: shape for one in shapes for prefix, shape in one.items()}
+        merged = {prefix: shape for one in reversed(shapes) for prefix, shape in one.items()}
         return cls(shown + ALWAYS, frozenset(routes), merged)

@@ -99,5 +99,5 @@ def _since(started: float) -> float:
     return round(1000 * (time.perf_counter() - started), 3)
 
 
-SHAPES: dict[str, Shape] = {"/embed/batch": fast_error}
+SHAPES: dict[str, Shape] = dict.fromkeys(("/embed", "/embed/batch", "/models"), fast_error)
 HANDLERS: list[Any] = [embed_batch]

@@ -10,8 +10,10 @@ from litestar import get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import PathParameter
 
-from embedding_server.api import openai, unified
+from embedding_server.api import fast, openai, unified
 from embedding_server.api.body import ApiRequest
+from embedding_server.api.cohere.answers import cohere_error
+from embedding_server.api.errors import Shape, answers
 from embedding_server.api.parts import Parts, parts
 from embedding_server.catalog import Type
 from embedding_server.core import ModelSpec, Task
@@ -70,11 +72,6 @@ class Switched(msgspec.Struct):
     loaded: bool
 
 
-def _unknown(body: type[msgspec.Struct]) -> ResponseSpec:
-    return ResponseSpec(body, generate_examples=False, description=UnsupportedModel.prefix)
-
-
-@get(["/v1/models", "/api/v1/models", "/models"], sync_to_thread=False)
 def models(request: ApiRequest) -> Models:
     """The allowed models, by name."""
     registry, cards = parts(request).engine.registry, list(_cards(request).values())
@@ -88,32 +85,20 @@ def models(request: ApiRequest) -> Models:
     )
 
 
-@get(
-    ["/v1/models/{id:path}", "/models/{id:path}"],
-    sync_to_thread=False,
-    responses={404: _unknown(openai.FailureBody)},
-)
 def model(request: ApiRequest, name: ModelId) -> ModelCard:
     """One allowed model."""
     return _card(request, name.removeprefix("/"))  # a path parameter begins with one
 
 
-_SWITCH_ERRORS = {
-    404: _unknown(unified.Failure),
-    503: ResponseSpec(unified.Failure, generate_examples=False, description="not done yet"),
-}
-
-
-@get("/api/v1/models/{id:path}", responses=_SWITCH_ERRORS)
-async def unified_model(request: ApiRequest, name: ModelId) -> ModelCard | Switched:
+async def model_or_switch(request: ApiRequest, name: ModelId) -> ModelCard | Switched:
     """One allowed model; behind its id `/load` and `/unload` work too, but POST them."""
     wanted = name.removeprefix("/")
-    if wanted.endswith(("/load", "/unload")) and wanted not in _cards(request):
+    switching = wanted.endswith(("/load", "/unload")) and wanted not in _cards(request)
+    if switching and "unified" in parts(request).settings.dialects:
         return await _switched(request, wanted)
     return _card(request, wanted)
 
 
-@post("/api/v1/models/{id:path}", status_code=200, responses=_SWITCH_ERRORS)
 async def switch(request: ApiRequest, name: ModelId) -> Switched:
     """Behind the id of an allowed model, `/load` loads it and `/unload` unloads it."""
     return await _switched(request, name.removeprefix("/"))
@@ -173,8 +158,40 @@ def _card_of(here: Parts, name: str, resident: Resident, task: Task) -> ModelCar
     )
 
 
-HANDLERS: dict[str, list[Any]] = {
-    "openai cohere unified fast": [models, model],
-    "unified": [unified_model, switch],
-}
+def _listing(path: str) -> Any:
+    return get(path, sync_to_thread=False)(models)
+
+
+def _one(path: str, *shapes: Shape) -> Any:
+    unknown = {
+        status: ResponseSpec(
+            type(failure), generate_examples=False, description=UnsupportedModel.prefix
+        )
+        for status, failure in (shape(UnsupportedModel(), "") for shape in shapes)
+    }
+    return get(f"{path}/{{id:path}}", sync_to_thread=False, responses=unknown)(model)
+
+
+_CARD_OR_SWITCHED = answers(ModelCard | Switched, unified.unified_error, openai.openai_error)
+_SWITCHED = answers(Switched, unified.unified_error)
+_BELOW = "/api/v1/models/{id:path}"
+
+HANDLERS: list[tuple[str, list[Any]]] = [
+    (
+        "openai cohere",
+        [
+            _listing("/v1/models"),
+            _one("/v1/models", openai.openai_error, cohere_error),
+        ],
+    ),
+    (
+        "openai unified",
+        [
+            _listing("/api/v1/models"),
+            get(_BELOW, responses=_CARD_OR_SWITCHED)(model_or_switch),
+        ],
+    ),
+    ("openai fast", [_listing("/models"), _one("/models", openai.openai_error, fast.fast_error)]),
+    ("unified", [post(_BELOW, status_code=200, responses=_SWITCHED)(switch)]),
+]
 """By the dialects that have them."""

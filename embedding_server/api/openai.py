@@ -211,10 +211,7 @@ async def score(request: ApiRequest, data: JSONBody[ScoreRequest]) -> ASGIRespon
     return await respond(request, content, data.model, len(scores), usage)
 
 
-SHAPES: dict[str, Shape] = {
-    "/v1": openai_error,
-    "/api/v1/embeddings": openai_error,
-    "/embeddings": openai_error,
-    "/models": openai_error,
-}
+SHAPES: dict[str, Shape] = dict.fromkeys(
+    ("/v1", "/v1/models", "/api/v1", "/api/v1/embeddings", "/embeddings", "/models"), openai_error
+)
 HANDLERS: list[Any] = [embeddings, score]

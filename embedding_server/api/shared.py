@@ -17,7 +17,7 @@ from embedding_server.api.errors import SHAPE, answers
 from embedding_server.api.inference import Inputs, input_texts
 from embedding_server.api.middleware import INFERENCE
 from embedding_server.api.parts import parts
-from embedding_server.core import Kind, ModelSpec, Task
+from embedding_server.core import Kind, ModelSpec
 from embedding_server.errors import BadRequest
 from embedding_server.serving.options import ONE_VECTOR
 from embedding_server.serving.registry import Resident
@@ -39,12 +39,15 @@ class EmbedRequest(tei.VectorOptions, kw_only=True, frozen=True):
 )
 async def embed(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
     """One vector per text."""
-    if data.model_name is not None and data.text is not None:
+    spoken = parts(request).settings.dialects
+    if "tei" in spoken and data.inputs is not None:
+        return await tei.embed(request, input_texts(data.inputs), data.options(request), ONE_VECTOR)
+    if "fast" in spoken and data.model_name is not None:
         request.scope["state"][SHAPE] = fast.fast_error
-        return await fast.embed(request, data.model_name, data.text)
-    if data.inputs is None:
-        raise BadRequest("give inputs, or model_name and text")
-    return await tei.embed(request, input_texts(data.inputs), data.options(request), ONE_VECTOR)
+        if data.text is not None:
+            return await fast.embed(request, data.model_name, data.text)
+    fields = {"tei": "inputs", "fast": "model_name and text"}
+    raise BadRequest("give " + ", or ".join(fields[one] for one in fields if one in spoken))
 
 
 class ApiInfo(msgspec.Struct):
@@ -116,13 +119,10 @@ def info(request: ApiRequest) -> Info:
 
 def _default(request: ApiRequest) -> Resident | None:
     """The model of requests that name none."""
-    engine = parts(request).engine
-    for task in Task:
-        try:
-            return engine.registry.residents[engine.default(task)]
-        except BadRequest:
-            continue
-    return None
+    try:
+        return parts(request).engine.registry.residents[tei.any_model(request)]
+    except BadRequest:
+        return None
 
 
 def _model_type(spec: ModelSpec) -> dict[str, dict[str, Any]]:
@@ -131,8 +131,5 @@ def _model_type(spec: ModelSpec) -> dict[str, dict[str, Any]]:
     return {"embedding": {"pooling": str(spec.pooling)}}
 
 
-HANDLERS: dict[str, list[Any]] = {
-    "tei fast": [embed],
-    "tei unified": [info],
-}
+HANDLERS: list[tuple[str, list[Any]]] = [("tei fast", [embed]), ("tei unified", [info])]
 """By the dialects that have them."""

@@ -1,4 +1,4 @@
-"""The unified embedding API below `/api/v1`; its model routes are in `shared`."""
+"""The unified embedding API below `/api/v1`; its model routes are in `models`."""
 
 from typing import Any, Literal
 
@@ -41,9 +41,12 @@ def unified_error(error: ServiceError, _: str) -> tuple[int, Failure]:
 
 
 class RequestOptions(msgspec.Struct, kw_only=True, frozen=True):
-    """`batch_size` is the client's guess and has no effect: batches are made of all requests."""
+    """`batch_size` is the client's guess and has no effect: batches are made of all requests.
 
-    normalize_embeddings: bool = True
+    `normalize_embeddings` null is true.
+    """
+
+    normalize_embeddings: bool | None = True
     batch_size: int | None = None
     prompt: str | None = None
     precision: Literal["float32"] | None = None
@@ -54,13 +57,15 @@ class EmbedRequest(msgspec.Struct, kw_only=True, frozen=True):
 
     model: Model
     input: Inputs
-    options: RequestOptions = RequestOptions()
+    options: RequestOptions | None = None
 
     def engine_options(self, request: ApiRequest) -> Options:
         """The engine's options."""
-        said = self.options
+        said = self.options or RequestOptions()
         return msgspec.structs.replace(
-            plain_options(request), normalize=said.normalize_embeddings, prompt=said.prompt
+            plain_options(request),
+            normalize=said.normalize_embeddings is not False,
+            prompt=said.prompt,
         )
 
 
@@ -156,5 +161,5 @@ def documentation() -> Redirect:
     return Redirect("/swagger-ui")
 
 
-SHAPES: dict[str, Shape] = {"/api/v1": unified_error}
+SHAPES: dict[str, Shape] = dict.fromkeys(("/api/v1", "/info"), unified_error)
 HANDLERS: list[Any] = [embed, embed_sparse, rerank, root, documentation]

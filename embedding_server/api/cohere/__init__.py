@@ -9,6 +9,7 @@ from embedding_server.api.cohere.tokens import detokenize, tokenize
 from embedding_server.api.errors import Shape
 
 SHAPES: dict[str, Shape] = dict.fromkeys(
-    ("/v1/embed", "/v1/rerank", "/v1/tokenize", "/v1/detokenize", "/v2"), cohere_error
+    ("/v1/embed", "/v1/rerank", "/v1/tokenize", "/v1/detokenize", "/v1/models", "/v2"),
+    cohere_error,
 )
 HANDLERS: list[Any] = [embed_v1, embed_v2, rerank_v1, rerank_v2, tokenize, detokenize]
