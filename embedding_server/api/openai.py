@@ -1,6 +1,5 @@
 """OpenAI's API: embeddings, as its SDKs call them; the model lists are in `models`."""
 
-import asyncio
 import time
 from typing import Any, Literal
 
@@ -143,15 +142,13 @@ class ScoreRequest(msgspec.Struct, kw_only=True, frozen=True):
     text_1: str | list[str]
     text_2: str | list[str]
 
-    def pairs(self) -> list[tuple[str, list[str]]]:
-        """Queries, and the documents of each; raises `BadRequest`."""
+    def sides(self) -> tuple[list[str], list[str]]:
+        """Both sides of the pairs, the first of them perhaps one for all; raises `BadRequest`."""
         ones = [self.text_1] if isinstance(self.text_1, str) else self.text_1
         others = checked_documents([self.text_2] if isinstance(self.text_2, str) else self.text_2)
-        if len(ones) == 1:
-            return [(ones[0], others)]
-        if not ones or len(ones) != len(others):
+        if len(ones) != 1 and (not ones or len(ones) != len(others)):
             raise BadRequest("text_1 must be one text, or as many as text_2 has")
-        return [(one, [other]) for one, other in zip(ones, others, strict=True)]
+        return ones, others
 
 
 class Score(msgspec.Struct):
@@ -181,25 +178,8 @@ class ScoreAnswer(msgspec.Struct, kw_only=True):
 )
 async def score(request: ApiRequest, data: JSONBody[ScoreRequest]) -> ASGIResponse:
     """Score texts against each other, as vLLM does."""
-    rerank, pairs = parts(request).engine.rerank, data.pairs()
     options = msgspec.structs.replace(plain_options(request), raw_scores=False)
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(rerank(data.model, query, documents, None, options))
-                for query, documents in pairs
-            ]
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-    answered = [task.result() for task in tasks]
-    scores = [
-        found for one in answered for _, found in sorted(zip(one.order, one.scores, strict=True))
-    ]
-    usage = msgspec.structs.replace(
-        answered[0].usage,
-        tokens=sum(one.usage.tokens for one in answered),
-        truncated=sum(one.usage.truncated for one in answered),
-    )
+    scores, usage = await parts(request).engine.score(data.model, *data.sides(), options)
     body = ScoreAnswer(
         id=event(request.scope)["request_id"],
         created=int(time.time()),

@@ -23,6 +23,7 @@ from embedding_server.core import (
     Piece,
     Query,
     Ranking,
+    Rows,
     Task,
     Text,
     Usage,
@@ -167,29 +168,51 @@ class Engine:
         with self._observed(Task.RERANK, name, len(documents)) as spec:
             if top is not None and top < 1:
                 raise BadRequest(f"top_k and top_n must be at least 1, got {top}")
-            self._check_lengths([query, *documents], _rerank_name)
-            pairs = False
-
-            def texts(model: Model) -> list[Text]:
-                nonlocal pairs
-                pairs = model.spec.kind is Kind.CROSS
-                if pairs:
-                    return [(query, text) for text in documents]
-                prompts = model.spec.prompts
-                given = [prompts.get("document", "") + text for text in documents]
-                return [Query(prompts.get("query", "") + query), *given] if given else []
-
-            def name_of(index: int) -> str:
-                return f"the query with document {index}" if pairs else _rerank_name(index)
-
-            with _translated(name_of, RerankError):
-                raw = await self._run(spec, texts, options)
-            kind = raw.model.spec.kind
-            found = await _off_loop(kind, partial(scores, kind, raw.vectors))
-            if not options.raw_scores:
-                found = relevance(kind, found)
+            found, usage = await self._scored(spec, [query], documents, options)
             order = np.argsort(-found, kind="stable")[:top].tolist()
-            return Ranking(order, [float(found[index]) for index in order], raw.usage)
+            return Ranking(order, [float(found[index]) for index in order], usage)
+
+    async def score(
+        self, name: str, queries: Sequence[str], documents: Sequence[str], options: Options
+    ) -> tuple[list[float], Usage]:
+        """The score of each document for the only query, or for that at its place.
+
+        Raises as `rerank` does.
+        """
+        with self._observed(Task.RERANK, name, len(documents)) as spec:
+            found, usage = await self._scored(spec, queries, documents, options)
+            return found.tolist(), usage
+
+    async def _scored(
+        self, spec: ModelSpec, queries: Sequence[str], documents: Sequence[str], options: Options
+    ) -> tuple[Rows, Usage]:
+        count = len(queries)
+        pairs = False
+
+        def name_of(index: int) -> str:
+            if pairs:
+                return f"the query with document {index}"
+            if index < count:
+                return f"query {index}" if count > 1 else "the query"
+            return f"document {index - count}"
+
+        def texts(model: Model) -> list[Text]:
+            nonlocal pairs
+            pairs = model.spec.kind is Kind.CROSS
+            if pairs:
+                asked = queries if count > 1 else itertools.repeat(queries[0])
+                return list(zip(asked, documents, strict=False))
+            prompts = model.spec.prompts
+            asking = [Query(prompts.get("query", "") + text) for text in queries]
+            given = [prompts.get("document", "") + text for text in documents]
+            return [*asking, *given] if given else []
+
+        self._check_lengths([*queries, *documents], name_of)
+        with _translated(name_of, RerankError):
+            raw = await self._run(spec, texts, options)
+        kind = raw.model.spec.kind
+        found = await _off_loop(kind, partial(scores, kind, raw.vectors, count))
+        return found if options.raw_scores else relevance(kind, found), raw.usage
 
     async def pieces(
         self, name: str, texts: Sequence[str], options: Options, *, specials: bool
@@ -328,11 +351,6 @@ def _text_name(index: int) -> str:
 
 def _image_name(index: int) -> str:
     return f"image {index}"
-
-
-def _rerank_name(index: int) -> str:
-    """The query is the first of the texts that go through the model."""
-    return f"document {index - 1}" if index else "the query"
 
 
 @contextmanager

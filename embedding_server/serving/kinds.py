@@ -103,12 +103,18 @@ def finished(
     return _cut(np.stack(vectors), dimensions, normalize=normalize)
 
 
-def scores(kind: Kind, vectors: Sequence[Vector]) -> Rows:
+def scores(kind: Kind, vectors: Sequence[Vector], queries: int = 1) -> Rows:
     """Of documents, by what a reranking model makes of them; shape (documents,).
 
-    A cross-encoder gives a score for each, others a vector for the query and for each document.
+    A cross-encoder gives a score for each, others a vector for the query, or for one query per
+    document, and then for each document.
     """
-    return _SCORES[kind](vectors) if vectors else np.empty(0, np.float32)
+    if not vectors:
+        return np.empty(0, np.float32)
+    if kind is Kind.CROSS or queries == 1:
+        return _SCORES[kind](vectors)
+    pairs = zip(vectors[:queries], vectors[queries:], strict=True)
+    return np.concatenate([_SCORES[kind](pair) for pair in pairs])
 
 
 def relevance(kind: Kind, raw: Rows) -> Rows:
