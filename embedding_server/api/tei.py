@@ -277,9 +277,12 @@ async def decode(request: ApiRequest, data: JSONBody[DecodeRequest]) -> list[str
 
 
 def any_model(request: ApiRequest) -> str:
-    """The model of requests of no task: the one that embeds, or where none does, that reranks."""
+    """The model of requests of no task: `/embed`'s, or where it has none, the only other one."""
     engine = parts(request).engine
-    return engine.default(Task.EMBED if engine.catalog.listed[Task.EMBED] else Task.RERANK)
+    embedders = [engine.described(name).kind for name in engine.catalog.listed[Task.EMBED]]
+    if not set(ONE_VECTOR).isdisjoint(embedders):
+        return engine.default(Task.EMBED, ONE_VECTOR)
+    return engine.default(Task.EMBED if embedders else Task.RERANK)
 
 
 class RootRequest(VectorOptions, kw_only=True, frozen=True):

@@ -229,7 +229,7 @@ def _describe(directory: Path, name: str, said: Overrides, wanted: Kind | None) 
 
 def _prompts(directory: Path) -> dict[str, str]:
     prompts = read(directory / "config_sentence_transformers.json").get("prompts") or {}
-    return {key: text for key, text in prompts.items() if text}
+    return {key: text for key, text in prompts.items() if isinstance(text, str)}
 
 
 def _max_tokens(directory: Path, config: dict[str, Any], known: int = 0) -> int:

@@ -175,7 +175,8 @@ async def _embed(request: ApiRequest, data: EmbedRequest, version: str) -> ASGIR
     inputs, engine = checked_count(request, data.input(), _MAX_INPUTS), parts(request).engine
     kinds = (Kind.IMAGE,) if any(isinstance(one, bytes) for one in inputs) else ONE_VECTOR
     model = data.model or engine.default(Task.EMBED, kinds)
-    if version == "2" and data.input_type is None and engine.described(model).prompts:
+    prompts = engine.described(model).prompts
+    if version == "2" and data.input_type is None and any(prompts.values()):
         raise BadRequest(f"input_type is required: {model} has prompts of its own")
     answer = await engine.embed(model, inputs, data.options(request), kinds)
     if version == "1" and not data.embedding_types:
