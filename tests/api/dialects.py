@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_server.serving.model import Model
+from tests.api.test_own_kinds import PYLATE, modules, write
 from tests.conftest import Client, Serve, parts_of
 from tests.fakes import FakeSession
-from tests.tiny import HIDDEN
+from tests.tiny import HIDDEN, write_cross_encoder, write_model
+from tests.zoo import write_splade, write_states
 
 TEXT = "the of and"
 
@@ -195,6 +198,25 @@ def model_of(client: Client, name: str = "tiny") -> Model:
     model = parts_of(client).engine.registry.residents[name].model
     assert model
     return model
+
+
+def write_kinds(root: Path) -> dict[str, Any]:
+    """Models `tiny`, `cross`, `late` and `sparse`, and the settings that serve them."""
+    root.mkdir()
+    write_model(root / "tiny")
+    write_cross_encoder(root / "cross")
+    write_states(root / "late", "model.onnx", width=128)
+    write(root / "late" / "modules.json", modules("Transformer", "Dense"))
+    write(root / "late" / "1_Dense" / "config.json", {"in_features": 32, "out_features": 128})
+    write(root / "late" / "config_sentence_transformers.json", PYLATE)
+    write_splade(root / "sparse")
+    write(root / "sparse" / "modules.json", modules("MLMTransformer", "SpladePooling"))
+    write(root / "sparse" / "1_SpladePooling" / "config.json", {"pooling_strategy": "max"})
+    return {
+        "model_path": root,
+        "allowed_embedding_models": ("tiny", "late", "sparse"),
+        "allowed_rerank_models": ("tiny", "cross", "late"),
+    }
 
 
 @asynccontextmanager
