@@ -157,3 +157,14 @@ class FakeNvml:
         if handle == self._mig:
             raise self.NVMLError("Not Supported")
         return SimpleNamespace(gpu=100)
+
+
+class FakeClock:
+    """A clock that stands still until `now` is changed."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        """See `time.monotonic`."""
+        return self.now

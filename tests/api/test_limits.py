@@ -1,0 +1,121 @@
+"""`INFERENCE_RATE_LIMIT`: how many requests a minute of a key, or else of an address."""
+
+import httpx
+import pytest
+
+from embedding_server.api import limits
+from embedding_server.api.limits import RateLimit
+from embedding_server.errors import RateLimited
+from tests.api.dialects import ROUTES, failure
+from tests.conftest import Serve
+from tests.fakes import FakeClock
+
+BODY = {"model": "tiny", "text": "a"}
+
+
+def test_a_bucket_of_a_minute() -> None:
+    """A minute's worth may come at once, then as many as flow in; a refusal says when."""
+    clock = FakeClock()
+    limit = RateLimit(3, clock)
+    for _ in range(3):
+        limit.spend("a")
+    for _ in range(2):  # a refusal costs nothing
+        with pytest.raises(RateLimited, match="more than 3 requests a minute") as refused:
+            limit.spend("a")
+        assert refused.value.retry_after == pytest.approx(20)
+    limit.spend("b")
+    clock.now += 19.5
+    with pytest.raises(RateLimited) as refused:
+        limit.spend("a")
+    assert refused.value.retry_after == 1.0
+    clock.now += 0.5
+    limit.spend("a")
+    with pytest.raises(RateLimited):
+        limit.spend("a")
+    clock.now += 1000
+    for _ in range(3):
+        limit.spend("a")
+    with pytest.raises(RateLimited):
+        limit.spend("a")
+
+
+@pytest.mark.parametrize("per_minute", [1, 7, 60, 6000])
+def test_no_more_and_no_less(per_minute: int) -> None:
+    """Exactly so many pass at once, whatever rounding does; one more at each step of time."""
+    clock = FakeClock(1e6)
+    limit = RateLimit(per_minute, clock)
+    for _ in range(per_minute):
+        limit.spend("a")
+    for _ in range(3):
+        with pytest.raises(RateLimited) as refused:
+            limit.spend("a")
+        assert refused.value.retry_after
+        assert 1 <= refused.value.retry_after <= 60
+        clock.now += 60 / per_minute
+        limit.spend("a")
+
+
+def test_none() -> None:
+    """0 is no limit, and nobody is remembered."""
+    limit = RateLimit(0)
+    for _ in range(1000):
+        limit.spend("a")
+    assert repr(limit) == "RateLimit(0, clients=0)"
+
+
+def test_clients_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those whose bucket is full again, once there are many; others are not."""
+    monkeypatch.setattr(limits, "_MOST_CLIENTS", 10)
+    clock = FakeClock()
+    limit = RateLimit(60, clock)
+    for client in range(10):
+        limit.spend(str(client))
+    clock.now += 2
+    for _ in range(5):
+        limit.spend("busy")
+    assert repr(limit) == "RateLimit(60, clients=1)"
+    for _ in range(55):
+        limit.spend("busy")
+    with pytest.raises(RateLimited):
+        limit.spend("busy")
+
+
+async def test_every_dialect(serve: Serve) -> None:
+    """One too many is a 429 in its dialect's shape, whatever slashes its path has."""
+    async with serve(rate_limit=1, default_model=("tiny",)) as client:
+        assert (await client.post("/api/embed", json=BODY)).status_code == 200
+        for route in ROUTES:
+            for path in (route.path, f"{route.path}/", f"//{route.path}"):
+                answer = await client.post(f"http://test{path}", json=route.body)
+                message = failure(route.early, answer, 429)
+                assert message.startswith("Rate limited: more than 1 requests a minute")
+                assert 1 <= int(answer.headers["retry-after"]) <= 60
+                assert 1000 <= int(answer.headers["retry-after-ms"]) <= 60_000
+        answer = await client.post("/api/v1/models/tiny/unload")
+        failure("unified", answer, 429)
+        for path in ("/health/live", "/health/ready", "/metrics", "/v1/models", "/api/embedders"):
+            assert (await client.get(path)).status_code == 200
+        statuses = (await client.get("/api/openapi.json")).json()["paths"]
+        assert all("429" in one["post"]["responses"] for one in statuses.values() if "post" in one)
+        text = (await client.get("/metrics")).text
+        assert 'endpoint="/v1/rerank",method="POST",status="429"} 3.0' in text
+
+
+async def test_by_address(serve: Serve) -> None:
+    """Each address has its own minute."""
+    async with serve(rate_limit=2) as client:
+        found = [(await client.post("/api/embed", json=BODY)).status_code for _ in range(3)]
+        assert found == [200, 200, 429]
+        transport = httpx.ASGITransport(client.app, client=("10.0.0.9", 1))  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as other:
+            assert (await other.post("/api/embed", json=BODY)).status_code == 200
+
+
+async def test_by_key(serve: Serve) -> None:
+    """So has each key; a wrong one is told so however often it comes."""
+    async with serve(rate_limit=1, api_keys=("one", "two")) as client:
+        for key, statuses in (("one", [200, 429]), ("two", [200, 429]), ("three", [401] * 3)):
+            headers = {"Authorization": f"Bearer {key}"}
+            for status in statuses:
+                answer = await client.post("/api/embed", json=BODY, headers=headers)
+                assert answer.status_code == status
