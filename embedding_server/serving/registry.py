@@ -182,20 +182,20 @@ class Registry:
         """Unload a model as soon as nobody uses it, and keep it only on demand from then on.
 
         Raises:
-            ModelLoadError: it is still in use after `patience` seconds.
+            ModelLoadError: it still loads or is in use after `patience` seconds.
         """
         resident = self.residents[spec.id]
         resident.pinned = False
-        if resident.state is not State.READY:
-            return
-        self._close(resident)
         try:
             async with asyncio.timeout(self._patience):
-                while resident.users:
+                # Those who waited for the load are woken before this, and get their turn.
+                while resident.users or resident.state in (State.FETCHING, State.LOADING):
+                    if resident.users:
+                        self._close(resident)
                     self._freed.clear()
                     await self._freed.wait()
         except TimeoutError as exc:
-            message = f"{spec.id} is still in use"
+            message = f"{spec.id} is still {'in use' if resident.users else resident.state}"
             raise self._refusal("busy", message, self._patience) from exc
         else:
             if resident.state is State.READY:
@@ -245,13 +245,12 @@ class Registry:
 
     async def _bring_up(self, resident: Resident) -> None:
         """Load; a pinned model until that works, others once per request that asks for them."""
-        while True:
-            if await self._try(resident):
+        while not await self._try(resident):
+            if resident.pinned:
+                await asyncio.sleep(resident.retry_at - time.monotonic())
+            if not resident.pinned:  # any more
+                resident.loading = None
                 return
-            if not resident.pinned:
-                break
-            await asyncio.sleep(resident.retry_at - time.monotonic())
-        resident.loading = None
 
     async def _try(self, resident: Resident) -> bool:
         name, resident.state = resident.spec.id, State.FETCHING

@@ -138,6 +138,46 @@ async def test_unasked_for_models_are_not_tried_again(monkeypatch: pytest.Monkey
     assert loader.calls == 2
 
 
+async def test_what_still_loads_is_unloaded_then() -> None:
+    """Not before, and not for ever: who asked is told when it takes too long."""
+    loader = FakeLoader()
+    registry = open_registry(loader, patience=0.2)
+    registry.start([spec("m")])
+    there = registry.residents["m"]
+    while there.state is not State.LOADING:
+        await asyncio.sleep(0)
+    with pytest.raises(ModelLoadError, match="m is still loading"):
+        await registry.unload(spec("m"))
+    assert not there.pinned
+    unloading = asyncio.create_task(registry.unload(spec("m")))
+    await asyncio.sleep(0.01)
+    holding = asyncio.create_task(hold(registry))
+    await asyncio.sleep(0.01)
+    loader.gate.set()
+    await asyncio.gather(unloading, holding)
+    assert (there.state, there.model, loader.calls) == (State.UNLOADED, None, 1)
+    await hold(registry)
+    assert loader.calls == 2
+
+
+async def test_what_is_not_wanted_any_more_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model that was to stay and failed to load is left alone once it was unloaded."""
+    monkeypatch.setattr(module, "_FIRST_RETRY_SECONDS", 0.05)
+    loader = FakeLoader(failures=1)
+    loader.gate.set()
+    registry = open_registry(loader)
+    registry.start([spec("m")])
+    await registry.residents["m"].settled.wait()
+    await registry.unload(spec("m"))
+    await asyncio.sleep(0.1)
+    assert loader.calls == 1
+    assert registry.residents["m"].state is State.FAILED
+    await hold(registry)
+    assert loader.calls == 2
+
+
 def resident(name: str, *, used: float = 0.0, **changes: Any) -> Resident:
     """A resident model, used at some time."""
     one = Resident(spec(name), asyncio.Event())
