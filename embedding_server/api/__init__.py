@@ -18,8 +18,8 @@ from embedding_server.api import (
     tei,
     unified,
 )
+from embedding_server.api.declared import INFERENCE
 from embedding_server.api.errors import Shape
-from embedding_server.api.middleware import INFERENCE
 from embedding_server.settings import DIALECTS
 
 ROUTERS: list[tuple[str, list[Any]]] = [

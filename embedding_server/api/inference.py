@@ -23,7 +23,7 @@ from embedding_server.core import Embeddings, Side, Tokens, Usage, Vector
 from embedding_server.errors import BadRequest
 from embedding_server.serving.options import Options
 
-_MAX_TIMEOUT_MS = 3_600_000
+MAX_TIMEOUT_MS = 3_600_000
 _MAX_DOCUMENTS = 1000
 
 Inputs = str | list[str | int | list[int]]
@@ -32,7 +32,7 @@ Inputs = str | list[str | int | list[int]]
 Model = Annotated[str, Meta(description="an id or alias of the model lists")]
 
 Dimensions = Annotated[int, Meta(ge=1, description="cut, then normalised")]
-Timeout = Annotated[int, Meta(ge=1, le=_MAX_TIMEOUT_MS, description="milliseconds, then 504")]
+Timeout = Annotated[int, Meta(ge=1, le=MAX_TIMEOUT_MS, description="milliseconds, then 504")]
 
 Sized = TypeVar("Sized", bound=Sequence[object])
 
@@ -126,8 +126,8 @@ def deadline(request: ApiRequest, milliseconds: int | None = None) -> float | No
     """
     text = header(request.scope, b"x-request-timeout-ms")
     if milliseconds is None and text:
-        if not re.fullmatch(r"[0-9]{1,7}", text) or not 1 <= int(text) <= _MAX_TIMEOUT_MS:
-            raise BadRequest(f"X-Request-Timeout-Ms must be from 1 to {_MAX_TIMEOUT_MS}")
+        if not re.fullmatch(r"[0-9]{1,7}", text) or not 1 <= int(text) <= MAX_TIMEOUT_MS:
+            raise BadRequest(f"X-Request-Timeout-Ms must be from 1 to {MAX_TIMEOUT_MS}")
         milliseconds = int(text)
     return milliseconds / 1000 if milliseconds else None
 

@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import get, post
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import PathParameter
 
-from embedding_server.api import openai, unified
 from embedding_server.api.body import ApiRequest
+from embedding_server.api.declared import TAILS, answers
 from embedding_server.api.parts import Parts, parts
 from embedding_server.catalog import Type
 from embedding_server.core import ModelSpec, Task
@@ -70,10 +69,6 @@ class Switched(msgspec.Struct):
     loaded: bool
 
 
-def _unknown(body: type[msgspec.Struct]) -> ResponseSpec:
-    return ResponseSpec(body, generate_examples=False, description=UnsupportedModel.prefix)
-
-
 @get(["/v1/models", "/api/v1/models", "/models"], sync_to_thread=False)
 def models(request: ApiRequest) -> Models:
     """The allowed models, by name."""
@@ -88,32 +83,29 @@ def models(request: ApiRequest) -> Models:
     )
 
 
-@get(
-    ["/v1/models/{id:path}", "/models/{id:path}"],
-    sync_to_thread=False,
-    responses={404: _unknown(openai.FailureBody)},
-)
+@get(["/v1/models/{id:path}", "/models/{id:path}"], sync_to_thread=False)
 def model(request: ApiRequest, name: ModelId) -> ModelCard:
     """One allowed model."""
     return _card(request, name.removeprefix("/"))  # a path parameter begins with one
 
 
-_SWITCH_ERRORS = {
-    404: _unknown(unified.Failure),
-    503: ResponseSpec(unified.Failure, generate_examples=False, description="not done yet"),
-}
+_SWITCHES = ("/load", "/unload")
 
 
-@get("/api/v1/models/{id:path}", responses=_SWITCH_ERRORS)
+@get(
+    "/api/v1/models/{id:path}",
+    opt={TAILS: ("", *_SWITCHES)},
+    responses=answers(ModelCard, Switched),
+)
 async def unified_model(request: ApiRequest, name: ModelId) -> ModelCard | Switched:
     """One allowed model; behind its id `/load` and `/unload` work too, but POST them."""
     wanted = name.removeprefix("/")
-    if wanted.endswith(("/load", "/unload")) and wanted not in _cards(request):
+    if wanted.endswith(_SWITCHES) and wanted not in _cards(request):
         return await _switched(request, wanted)
     return _card(request, wanted)
 
 
-@post("/api/v1/models/{id:path}", status_code=200, responses=_SWITCH_ERRORS)
+@post("/api/v1/models/{id:path}", status_code=200, opt={TAILS: _SWITCHES})
 async def switch(request: ApiRequest, name: ModelId) -> Switched:
     """Behind the id of an allowed model, `/load` loads it and `/unload` unloads it."""
     return await _switched(request, name.removeprefix("/"))

@@ -1,7 +1,7 @@
 """Cohere's embed, versions 1 and 2."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -11,7 +11,8 @@ from litestar.response.base import ASGIResponse
 from msgspec import UNSET, UnsetType
 
 from embedding_server.api.body import ApiRequest
-from embedding_server.api.cohere.answers import AnswerMeta, Billed, cohere_error, meta
+from embedding_server.api.cohere.answers import AnswerMeta, Billed, meta
+from embedding_server.api.declared import INFERENCE, KINDS, MODEL, answers, exactly_one
 from embedding_server.api.encode import (
     base64_row,
     json_items,
@@ -19,7 +20,6 @@ from embedding_server.api.encode import (
     json_vectors,
     quantized,
 )
-from embedding_server.api.errors import answers
 from embedding_server.api.images import image_files
 from embedding_server.api.inference import (
     Dimensions,
@@ -28,7 +28,7 @@ from embedding_server.api.inference import (
     plain_options,
     respond,
 )
-from embedding_server.api.middleware import INFERENCE, event
+from embedding_server.api.middleware import event
 from embedding_server.api.parts import parts
 from embedding_server.core import Embeddings, Kind, Task
 from embedding_server.errors import BadRequest
@@ -79,6 +79,11 @@ class Content(msgspec.Struct, frozen=True):
 
 class EmbedRequest(msgspec.Struct, kw_only=True, frozen=True):
     """Texts as `texts` or `inputs`, or images; v2 wants an `input_type` for models with prompts."""
+
+    examples: ClassVar = [
+        {"model": MODEL, "texts": ["a cat", "a dog"], "input_type": "search_document"}
+    ]
+    rule: ClassVar = exactly_one("texts", "inputs", "images")
 
     model: Model | None = None
     texts: list[str] | None = None
@@ -147,8 +152,8 @@ class EmbedAnswerV2(msgspec.Struct):
 @post(
     "/v1/embed",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(EmbedAnswerV1, cohere_error),
+    opt={INFERENCE: Task.EMBED, KINDS: (*ONE_VECTOR, Kind.IMAGE)},
+    responses=answers(EmbedAnswerV1),
 )
 async def embed_v1(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
     """Embed texts, or images."""
@@ -158,8 +163,8 @@ async def embed_v1(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIRes
 @post(
     "/v2/embed",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(EmbedAnswerV2, cohere_error),
+    opt={INFERENCE: Task.EMBED, KINDS: (*ONE_VECTOR, Kind.IMAGE)},
+    responses=answers(EmbedAnswerV2),
 )
 async def embed_v2(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
     """Embed texts, or images, by type."""
