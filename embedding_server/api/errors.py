@@ -120,7 +120,6 @@ def renderer(
         known = error if isinstance(error, ServiceError) else _translate(request, error)
         name, headers = note(request.scope, known)
         status, body = shape_for(shapes, request.scope)(known, name)
-        headers |= getattr(error, "headers", None) or {}
         return Response(body, status_code=status, headers=headers)
 
     return render
@@ -133,6 +132,8 @@ def note(scope: Scope, error: ServiceError) -> tuple[str, dict[str, str]]:
     if isinstance(error, Unavailable):
         fields["reason"] = error.reason
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = error.allow
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
         headers["retry-after-ms"] = str(round(error.retry_after * 1000))
@@ -148,7 +149,8 @@ def _translate(request: Request[Any, Any, Any], error: Exception) -> ServiceErro
     if status == 404:
         return NotFound(f"there is no {path[:200]}; /swagger-ui lists the routes")
     if status == 405:
-        return MethodNotAllowed(f"{request.method} does not work on {path[:200]}")
+        allow = (getattr(error, "headers", None) or {}).get("allow", "")
+        return MethodNotAllowed(f"{request.method} does not work on {path[:200]}", allow=allow)
     if status < 500 and isinstance(error, HTTPException):
         return BadRequest(error.detail)
     log.error("request.failed", exc_info=error, **event(request.scope))

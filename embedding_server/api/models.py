@@ -119,7 +119,9 @@ async def _switched(request: ApiRequest, path: str) -> Switched:
     elif action == "unload":
         await engine.unload(name)
     else:
-        raise MethodNotAllowed("POST works on /api/v1/models/{id}/load and /unload alone")
+        raise MethodNotAllowed(
+            "POST works on /api/v1/models/{id}/load and /unload alone", allow="GET, OPTIONS"
+        )
     return Switched("success", f"Model {name} is {action}ed", name, action == "load")
 
 
