@@ -212,7 +212,8 @@ async def _base64(answer: Embeddings) -> bytes:
 
 def _quantized(form: Literal["int8", "uint8", "binary", "ubinary"]) -> "_Write":
     async def write(answer: Embeddings) -> bytes:
-        rows = np.asarray(answer.vectors, np.float32)
+        shape = len(answer.vectors), answer.dimensions  # of no vectors too
+        rows = np.asarray(answer.vectors, np.float32).reshape(shape)
         if not answer.limit and form in ("int8", "uint8"):
             raise BadRequest(f"embedding_types: the model has no range for {form}")
         return await json_vectors(quantized(rows, form, answer.limit))
