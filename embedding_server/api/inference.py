@@ -17,7 +17,7 @@ from embedding_server.api.encode import (
     json_object,
     json_vectors,
 )
-from embedding_server.api.middleware import client_of, event, header
+from embedding_server.api.middleware import client_of, event
 from embedding_server.api.parts import parts
 from embedding_server.core import Embeddings, Side, Tokens, Usage, Vector
 from embedding_server.errors import BadRequest
@@ -124,8 +124,8 @@ def deadline(request: ApiRequest, milliseconds: int | None = None) -> float | No
     Raises:
         BadRequest: the header is no number of milliseconds, or out of bounds.
     """
-    text = header(request.scope, b"x-request-timeout-ms")
-    if milliseconds is None and text:
+    text = request.headers.get("x-request-timeout-ms")
+    if text is not None:
         if not re.fullmatch(r"[0-9]{1,7}", text) or not 1 <= int(text) <= MAX_TIMEOUT_MS:
             raise BadRequest(f"X-Request-Timeout-Ms must be from 1 to {MAX_TIMEOUT_MS}")
         milliseconds = int(text)
