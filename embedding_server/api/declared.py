@@ -40,9 +40,14 @@ def exactly_one(*fields: str) -> JsonSchema:
     return {"oneOf": [_given(field) for field in fields]}
 
 
-def any_of(*fields: tuple[str, ...]) -> JsonSchema:
+def at_most_one(first: str, second: str) -> JsonSchema:
+    """The rule that not both of these fields are given."""
+    return {"not": _given(first, second)}
+
+
+def any_of(*groups: tuple[str, ...]) -> JsonSchema:
     """The rule that all fields of one of these groups are given."""
-    return {"anyOf": [_given(*group) for group in fields]}
+    return {"anyOf": [_given(*group) for group in groups]}
 
 
 def _given(*fields: str) -> JsonSchema:

@@ -133,14 +133,19 @@ class Route(msgspec.Struct, frozen=True):
     def models(self, here: Parts) -> list[str]:
         """The names of models that it serves."""
         listed, residents = here.engine.catalog.listed, here.engine.registry.residents
-        task = self.option(INFERENCE)
-        names = {
-            name: residents[spec.id].spec.kind
+        task, images = self.option(INFERENCE), Kind.IMAGE in self.option(KINDS, ())
+        specs = {
+            name: residents[spec.id].spec
             for one in ([task] if task else Task)
             for spec in listed[one].values()
             for name in spec.names
         }
-        return [name for kind in self.kinds for name, of in names.items() if of is kind]
+        return [
+            name
+            for kind in self.kinds
+            for name, spec in specs.items()
+            if spec.kind is kind and (kind is not Kind.MULTI or spec.takes_images or not images)
+        ]
 
 
 def document(app: Litestar, shapes: Mapping[str, Shape], here: Parts) -> JsonSchema:

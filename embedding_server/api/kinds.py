@@ -29,7 +29,7 @@ class SparseRequest(EmbedOptions, kw_only=True, frozen=True):
     """One text as `text`, or one or several as `input`; `input_type: query` for queries."""
 
     examples: ClassVar = [{"model": MODEL, "text": "a cat"}]
-    rule: ClassVar = exactly_one("text", "input")
+    rule: ClassVar = EmbedOptions.rule | exactly_one("text", "input")
 
     text: str | None = None
     input: Inputs | None = None
@@ -54,7 +54,7 @@ class ImageRequest(VectorOptions, kw_only=True, frozen=True):
     """PNG, JPEG or WebP files in base64, bare or as data URIs: one as `image`, or as `images`."""
 
     examples: ClassVar = [{"model": MODEL, "image": DOT}]
-    rule: ClassVar = exactly_one("image", "images")
+    rule: ClassVar = EmbedOptions.rule | exactly_one("image", "images")
 
     image: str | None = None
     images: list[str] | None = None

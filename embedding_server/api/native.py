@@ -13,9 +13,11 @@ from embedding_server.api.body import ApiRequest
 from embedding_server.api.declared import INFERENCE, KINDS, MODEL, answers, exactly_one
 from embedding_server.api.errors import Shape, native_error
 from embedding_server.api.inference import (
+    EmbedOptions,
     Inputs,
     Model,
     Timeout,
+    Top,
     VectorOptions,
     checked_count,
     checked_documents,
@@ -40,7 +42,7 @@ class EmbedRequest(VectorOptions, kw_only=True, frozen=True):
         {"model": MODEL, "text": "a cat"},
         {"model": MODEL, "input": ["a cat", "a dog"]},
     ]
-    rule: ClassVar = exactly_one("text", "input")
+    rule: ClassVar = EmbedOptions.rule | exactly_one("text", "input")
 
     text: str | None = None
     input: Inputs | None = None
@@ -55,7 +57,7 @@ class EmbedBatchRequest(VectorOptions, kw_only=True, frozen=True):
     """Several texts, as `texts` or as `input`."""
 
     examples: ClassVar = [{"model": MODEL, "texts": ["a cat", "a dog"]}]
-    rule: ClassVar = exactly_one("texts", "input")
+    rule: ClassVar = EmbedOptions.rule | exactly_one("texts", "input")
 
     output: Literal["vector", "tokens"] = "vector"
     texts_: list[str] | None = msgspec.field(default=None, name="texts")
@@ -98,8 +100,8 @@ class RerankRequest(msgspec.Struct, kw_only=True, frozen=True):
     model: Model
     query: str
     documents: list[str | Document]
-    top_k: int | None = None
-    top_n: int | None = None
+    top_k: Top | None = None
+    top_n: Top | None = None
     return_scores: bool = True
     truncate: bool = True
     truncation_direction: Side = "right"

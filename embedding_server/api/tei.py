@@ -5,22 +5,24 @@ Its `/embed` and `/` are in `shared`, because other dialects have these paths to
 
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
 from litestar import post
 from litestar.params import JSONBody
 from litestar.response.base import ASGIResponse
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from embedding_server.api.body import ApiRequest
 from embedding_server.api.declared import HEADERS, INFERENCE, KINDS, answers, any_of
 from embedding_server.api.encode import Weight, json_items, json_vectors, sparse_rows
 from embedding_server.api.errors import Shape
 from embedding_server.api.inference import (
+    NO_MIX,
     Dimensions,
     Inputs,
+    TokenId,
     checked_count,
     checked_documents,
     input_texts,
@@ -173,7 +175,7 @@ class DecodeRequest(msgspec.Struct, kw_only=True, frozen=True):
 
     examples: ClassVar = [{"ids": [5, 6]}]
 
-    ids: list[int | list[int]]
+    ids: Annotated[list[TokenId | list[TokenId]], Meta(extra_json_schema={"allOf": [NO_MIX]})]
     skip_special_tokens: bool = True
 
 
@@ -309,7 +311,7 @@ class RootRequest(VectorOptions, kw_only=True, frozen=True):
     examples: ClassVar = [{"inputs": "a cat"}, {"query": "a pet", "texts": ["a cat", "a sofa"]}]
     rule: ClassVar = any_of(("inputs",), ("query", "texts"))
 
-    inputs: str | list[str | int | list[int]] | Sentences | None = None
+    inputs: Inputs | Sentences | None = None
     parameters: TextOptions = TextOptions()
     query: str | None = None
     texts: list[str] | None = None

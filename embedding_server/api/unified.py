@@ -16,6 +16,7 @@ from embedding_server.api.errors import Shape
 from embedding_server.api.inference import (
     Inputs,
     Model,
+    Top,
     checked_count,
     checked_documents,
     input_texts,
@@ -76,7 +77,7 @@ class RerankRequest(msgspec.Struct, kw_only=True, frozen=True):
     model: Model
     query: str
     documents: list[str]
-    top_k: int | None = None
+    top_k: Top | None = None
 
 
 class Ranked(msgspec.Struct):

@@ -1,14 +1,14 @@
 """Cohere's embed, versions 1 and 2."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
 from litestar import post
 from litestar.params import JSONBody
 from litestar.response.base import ASGIResponse
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from embedding_server.api.body import ApiRequest
 from embedding_server.api.cohere.answers import AnswerMeta, Billed, meta
@@ -22,6 +22,7 @@ from embedding_server.api.encode import (
 )
 from embedding_server.api.images import image_files
 from embedding_server.api.inference import (
+    UNSUPPORTED,
     Dimensions,
     Model,
     checked_count,
@@ -64,10 +65,14 @@ class Part(msgspec.Struct, frozen=True):
     image_url: ImageUrl | None = None
 
 
+_ALL_TEXTS = {"items": {"properties": {"image_url": {"type": "null"}}}}
+_ONE_OR_TEXTS = {"anyOf": [{"maxItems": 1}, _ALL_TEXTS]}
+
+
 class Content(msgspec.Struct, frozen=True):
     """One input: a text, in one part or several, or an image."""
 
-    content: list[Part]
+    content: Annotated[list[Part], Meta(extra_json_schema=_ONE_OR_TEXTS)]
 
     def input(self) -> Input:
         """The text or the image file; raises `BadRequest` where it is both."""
@@ -93,7 +98,7 @@ class EmbedRequest(msgspec.Struct, kw_only=True, frozen=True):
     embedding_types: list[Form] | None = None
     output_dimension: Dimensions | None = None
     truncate: Truncate = "END"
-    max_tokens: int | None = None
+    max_tokens: Annotated[int | None, Meta(extra_json_schema=UNSUPPORTED)] = None
 
     def input(self) -> list[Input]:
         """What to embed; raises `BadRequest`."""

@@ -11,7 +11,13 @@ from msgspec import UNSET, Meta, UnsetType
 from embedding_server.api.body import ApiRequest
 from embedding_server.api.cohere.answers import AnswerMeta, Billed, meta
 from embedding_server.api.declared import INFERENCE, MODEL, answers
-from embedding_server.api.inference import Model, checked_documents, plain_options, respond
+from embedding_server.api.inference import (
+    UNSUPPORTED,
+    Model,
+    checked_documents,
+    plain_options,
+    respond,
+)
 from embedding_server.api.middleware import event
 from embedding_server.api.parts import parts
 from embedding_server.core import Task
@@ -37,8 +43,8 @@ class RerankRequest(msgspec.Struct, kw_only=True, frozen=True):
     top_n: Annotated[int, Meta(ge=1)] | None = None
     return_documents: bool | None = None
     max_tokens_per_doc: Annotated[int, Meta(ge=1)] | None = None
-    max_chunks_per_doc: int | None = None
-    rank_fields: list[str] | None = None
+    max_chunks_per_doc: Annotated[int | None, Meta(extra_json_schema=UNSUPPORTED)] = None
+    rank_fields: Annotated[list[str] | None, Meta(extra_json_schema=UNSUPPORTED)] = None
 
     def texts(self) -> list[str]:
         """The documents; raises `BadRequest` for options that are not supported."""

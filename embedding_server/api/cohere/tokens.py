@@ -9,7 +9,7 @@ from litestar.params import JSONBody
 from embedding_server.api.body import ApiRequest
 from embedding_server.api.cohere.answers import ApiVersion
 from embedding_server.api.declared import MODEL, answers
-from embedding_server.api.inference import Model, plain_options
+from embedding_server.api.inference import Model, TokenId, plain_options
 from embedding_server.api.parts import parts
 
 
@@ -36,7 +36,7 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True, frozen=True):
     examples: ClassVar = [{"model": MODEL, "tokens": [5, 6]}]
 
     model: Model
-    tokens: list[int]
+    tokens: list[TokenId]
 
 
 class DetokenizeAnswer(msgspec.Struct):
