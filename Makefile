@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+FUZZER := .venv-fuzz/installed
 
-.PHONY: run test test-all lint format bench bench-overload bench-memory lock clean
+.PHONY: run test test-all fuzz lint format bench bench-overload bench-memory lock clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)
@@ -13,8 +14,13 @@ test: $(INSTALLED)
 	$(BIN)/pytest
 
 # Adds what needs a browser: the Debian packages chromium and chromium-driver.
-test-all: $(INSTALLED)
+test-all: $(INSTALLED) $(FUZZER)
 	$(BIN)/pytest -m "not gpu"
+	$(BIN)/python -m tests.fuzz --examples 100
+
+# Requests made up from our OpenAPI document; see tests/fuzz.
+fuzz: $(INSTALLED) $(FUZZER)
+	$(BIN)/python -m tests.fuzz --examples 500
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
@@ -40,12 +46,18 @@ $(INSTALLED): requirements-cpu.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
+$(FUZZER): tests/fuzz/requirements.lock
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/python -m pip install --quiet --no-deps --require-hashes -r $<
+	touch $@
+
 # Needs uv. No index address goes into a lock.
-COMPILE = uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+COMPILE = uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-annotate --no-header
 lock:
-	$(COMPILE) --extra cpu --extra dev --extra demo --extra bench -o requirements-cpu.lock
-	$(COMPILE) --extra cuda -o requirements-cuda.lock
+	$(COMPILE) pyproject.toml --extra cpu --extra dev --extra demo --extra bench -o requirements-cpu.lock
+	$(COMPILE) pyproject.toml --extra cuda -o requirements-cuda.lock
+	$(COMPILE) tests/fuzz/requirements.in -o tests/fuzz/requirements.lock
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-fuzz
