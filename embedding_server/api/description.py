@@ -1,42 +1,25 @@
 """The OpenAPI document, read off the handlers: nothing about a route is said twice.
 
-Schemas are msgspec's, of the very types that requests are decoded to and answers are made of. A
-route's failures follow from what it is and have the shapes that they are answered in; the models it
-takes are those that this server has for it. The rest is `declared`.
+Schemas are msgspec's, of the very types that requests are decoded to and answers are made of;
+`routes` has the rest.
 """
 
-import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from litestar import Litestar
-from litestar.enums import HttpMethod
-from litestar.handlers import HTTPRouteHandler
-from litestar.routes import HTTPRoute
 
 from embedding_server import __version__
-from embedding_server.api.declared import (
-    FORMATS,
-    HEADERS,
-    INFERENCE,
-    KINDS,
-    MODEL,
-    SHAPES,
-    TAILS,
-    JsonSchema,
-)
-from embedding_server.api.errors import Shape, failures, shape_of
+from embedding_server.api.declared import HEADERS, INFERENCE, MODEL, JsonSchema
+from embedding_server.api.errors import Shape
 from embedding_server.api.inference import MAX_TIMEOUT_MS
-from embedding_server.api.middleware import OPERATIONS
 from embedding_server.api.parts import Parts
-from embedding_server.core import Kind, Task
-from embedding_server.errors import BadRequest
-from embedding_server.serving.options import ONE_VECTOR
+from embedding_server.api.routes import JSON, Route, routes_of
 
-_JSON, _PACKAGE = "application/json", "embedding_server.api."
+_PACKAGE = "embedding_server.api."
 _TEXT, _COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
 _HEADERS: Mapping[str, tuple[JsonSchema, str]] = {
     "X-Request-Id": (_TEXT, "the client's own, or a new one"),
@@ -53,7 +36,7 @@ _HEADERS: Mapping[str, tuple[JsonSchema, str]] = {
 SHOWN = [*_HEADERS]
 """Headers of answers that pages of other origins may read."""
 
-_SOMETIMES = "X-Truncated-Inputs"
+_SOMETIMES = {"X-Truncated-Inputs"}
 _OF_EVERY = ("X-Request-Id",)
 _OF_QUEUED = ("X-Queue-Depth", "X-Queue-Capacity", "X-Estimated-Wait-Ms")
 _OF_INFERRED = ("X-Model-Fingerprint", "X-Truncated-Inputs")
@@ -68,92 +51,12 @@ _TIMEOUT = {
 }
 
 
-class Route(msgspec.Struct, frozen=True):
-    """A path and method; `tail` is the path's end, where it has one behind a parameter."""
-
-    path: str
-    tail: str
-    method: str
-    handler: HTTPRouteHandler
-    shapes: Sequence[Shape]
-
-    def option(self, key: str, default: Any = None) -> Any:
-        """What the handler declares under `key`."""
-        return (self.handler.opt or {}).get(key, default)
-
-    @property
-    def data(self) -> Any:
-        """The type of the request's body, or None."""
-        field = self.handler.parsed_data_field
-        return field.annotation if field else None
-
-    @property
-    def named(self) -> bool:
-        """Whether the path names a model."""
-        return "{" in self.path
-
-    @property
-    def keyed(self) -> bool:
-        """Whether it wants a key, if the server has keys."""
-        return not self.path.startswith(OPERATIONS)
-
-    @property
-    def failures(self) -> dict[int, tuple[str, tuple[Any, ...]]]:
-        """Words and the types of bodies, by status."""
-        acts = self.method == "post" or bool(self.tail)
-        return failures(self.shapes, acts=acts, named=self.named, keyed=self.keyed)
-
-    @property
-    def successes(self) -> dict[int, tuple[str, dict[str, tuple[Any, ...]]]]:
-        """What the handler itself answers: words, and the types of bodies by media type."""
-        returned = self.handler.parsed_fn_signature.return_type.annotation
-        formats = self.option(FORMATS, {_JSON: returned})
-        declared: dict[int, tuple[str, dict[str, Any]]] = {
-            status: (str(spec.description), {_JSON: spec.data_container})
-            for status, spec in (self.handler.responses or {}).items()
-        }
-        return declared or {200: ("done", {media: (body,) for media, body in formats.items()})}
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """The kinds of models that serve it, the most usual one first."""
-        embeds = self.option(INFERENCE) is Task.EMBED
-        found: tuple[Kind, ...] = self.option(KINDS, ONE_VECTOR if embeds else tuple(Kind))
-        return found
-
-    def types(self) -> Iterator[Any]:
-        """All types of bodies, either way."""
-        if self.data:
-            yield self.data
-        for _, formats in self.successes.values():
-            yield from itertools.chain(*formats.values())
-        for _, bodies in self.failures.values():
-            yield from bodies
-
-    def models(self, here: Parts) -> list[str]:
-        """The names of models that it serves."""
-        listed, residents = here.engine.catalog.listed, here.engine.registry.residents
-        task, images = self.option(INFERENCE), Kind.IMAGE in self.option(KINDS, ())
-        specs = {
-            name: residents[spec.id].spec
-            for one in ([task] if task else Task)
-            for spec in listed[one].values()
-            for name in spec.names
-        }
-        return [
-            name
-            for kind in self.kinds
-            for name, spec in specs.items()
-            if spec.kind is kind and (kind is not Kind.MULTI or spec.takes_images or not images)
-        ]
-
-
 def document(app: Litestar, shapes: Mapping[str, Shape], here: Parts) -> JsonSchema:
     """The document of an application, as its models and settings are.
 
     `shapes` are those of failures by path prefix.
     """
-    routes = list(_routes(app, shapes))
+    routes = list(routes_of(app, shapes))
     types = list(dict.fromkeys(one for route in routes for one in route.types()))
     made = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     # Where several types have one name, msgspec says where each comes from.
@@ -192,22 +95,6 @@ def document(app: Litestar, shapes: Mapping[str, Shape], here: Parts) -> JsonSch
     }
 
 
-def _routes(app: Litestar, shapes: Mapping[str, Shape]) -> Iterator[Route]:
-    for route in app.routes:
-        if not isinstance(route, HTTPRoute):
-            continue
-        path = route.path_format or "/"
-        for handler in route.route_handlers:
-            if not handler.resolve_include_in_schema():
-                continue
-            said = handler.opt or {}
-            ways = itertools.product(said.get(TAILS, [""]), sorted(handler.http_methods))
-            for tail, method in ways:
-                if method != HttpMethod.OPTIONS:
-                    spoken = said.get(SHAPES, [shape_of(shapes, path)])
-                    yield Route(path, tail, method.lower(), handler, spoken)
-
-
 def _operation(route: Route, known: Mapping[Any, JsonSchema]) -> JsonSchema:
     runs = bool(route.option(INFERENCE))
     common = [*_OF_EVERY, *(_OF_QUEUED if runs else ())]
@@ -219,7 +106,7 @@ def _operation(route: Route, known: Mapping[Any, JsonSchema]) -> JsonSchema:
         status: {
             "description": words,
             "headers": _headers(*common, *_OF_FAILED.get(status, ())),
-            "content": _content({_JSON: bodies}, known),
+            "content": _content({JSON: bodies}, known),
         }
         for status, (words, bodies) in route.failures.items()
     }
@@ -268,16 +155,7 @@ def _request_body(route: Route, schema: JsonSchema, here: Parts) -> JsonSchema:
     shown = [
         {key: names[0] if value is MODEL else value for key, value in example.items()}
         for example in route.data.examples
-        if (names if MODEL in example.values() else _has_default(route, here))
+        if (names if MODEL in example.values() else route.has_default(here))
     ]
     examples = {f"example {index}": {"value": one} for index, one in enumerate(shown, 1)}
-    return {"required": True, "content": {_JSON: {"schema": body, "examples": examples}}}
-
-
-def _has_default(route: Route, here: Parts) -> bool:
-    """Whether the server knows the model of requests that name none."""
-    try:
-        here.engine.default(route.option(INFERENCE, Task.EMBED), route.kinds)
-    except BadRequest:
-        return False
-    return True
+    return {"required": True, "content": {JSON: {"schema": body, "examples": examples}}}
