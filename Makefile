@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 CLIENTS := .venv-clients/installed
+FUZZER := .venv-fuzz/installed
 
-.PHONY: run test test-all test-clients lint format bench bench-overload bench-memory lock clean
+.PHONY: run test test-all test-clients fuzz lint format bench bench-overload bench-memory lock clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)
@@ -13,9 +14,15 @@ run: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/pytest
 
-# Adds what needs a browser (the Debian packages chromium and chromium-driver) and the real clients.
-test-all: $(INSTALLED) test-clients
+# Adds what needs a browser (the Debian packages chromium and chromium-driver), the real clients, and
+# requests made up from our OpenAPI document.
+test-all: $(INSTALLED) $(FUZZER) test-clients
 	$(BIN)/pytest -m "not gpu"
+	$(BIN)/python -m tests.fuzz --examples 100
+
+# Requests made up from our OpenAPI document; see tests/fuzz.
+fuzz: $(INSTALLED) $(FUZZER)
+	$(BIN)/python -m tests.fuzz --examples 500
 
 # The clients people have against a real server, in an environment of their own.
 test-clients: $(INSTALLED) $(CLIENTS)
@@ -51,6 +58,11 @@ $(CLIENTS): tests/clients/requirements.lock
 	.venv-clients/bin/python -m pip install --quiet --no-deps --require-hashes -r $<
 	touch $@
 
+$(FUZZER): tests/fuzz/requirements.lock
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/python -m pip install --quiet --no-deps --require-hashes -r $<
+	touch $@
+
 # Needs uv. No index address goes into a lock.
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-annotate --no-header
@@ -59,6 +71,7 @@ lock:
 		-o requirements-cpu.lock
 	$(COMPILE) pyproject.toml --extra cuda -o requirements-cuda.lock
 	$(COMPILE) --no-config tests/clients/requirements.in -o tests/clients/requirements.lock
+	$(COMPILE) --no-config tests/fuzz/requirements.in -o tests/fuzz/requirements.lock
 
 clean:
-	rm -rf .venv .venv-clients
+	rm -rf .venv .venv-clients .venv-fuzz

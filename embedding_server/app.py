@@ -12,7 +12,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from embedding_server.api import Face
 from embedding_server.api.body import ApiRequest, BodyReader, ByteBudget
-from embedding_server.api.docs import openapi_config
+from embedding_server.api.description import SHOWN
 from embedding_server.api.errors import renderer
 from embedding_server.api.guard import Guard
 from embedding_server.api.keys import Keys
@@ -38,10 +38,6 @@ from embedding_server.settings import Settings
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
 
 _BATCHES_ADMITTED, _BATCHES_PER_CORE = 8, 2
-_HEADERS_SHOWN = [
-    "X-Queue-Depth", "X-Queue-Capacity", "X-Estimated-Wait-Ms", "X-Request-Id",
-    "X-Model-Fingerprint", "X-Truncated-Inputs", "Retry-After", "retry-after-ms",
-]  # fmt: skip
 
 
 class App:
@@ -169,11 +165,11 @@ def _litestar(parts: Parts, face: Face, lifespan: Lifespan) -> Litestar:
         ],
         exception_handlers={Exception: renderer(face.shapes)},
         lifespan=[lifespan],
-        openapi_config=openapi_config(),
+        openapi_config=None,
         cors_config=CORSConfig(
-            allow_origins=list(settings.cors_allowed_origins), expose_headers=_HEADERS_SHOWN
+            allow_origins=list(settings.cors_allowed_origins), expose_headers=SHOWN
         ),
-        state=State({"parts": parts}),
+        state=State({"parts": parts, "shapes": face.shapes}),
         request_max_body_size=None,
         logging_config=None,
     )

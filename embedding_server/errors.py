@@ -77,9 +77,13 @@ class NotFound(ServiceError):
 
 
 class MethodNotAllowed(ServiceError):
-    """The path exists, the method does not."""
+    """The path exists, the method does not; `allow` names those that do."""
 
     code, status, prefix = "METHOD_NOT_ALLOWED", 405, "Method not allowed"
+
+    def __init__(self, message: str = "", *, allow: str = "") -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class PayloadTooLarge(ServiceError):

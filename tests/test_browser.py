@@ -48,7 +48,7 @@ def test_swagger_ui_executes_a_request(browser: Chrome) -> None:
         def click(selector: str) -> None:
             wait.until(element_to_be_clickable((By.CSS_SELECTOR, selector))).click()
 
-        operation = "#operations-default-ApiEmbedEmbed"
+        operation = "#operations-native-post_api_embed"
         click(f"{operation} .opblock-summary-control")
         click(f"{operation} .try-out__btn")
         body = browser.find_element(By.CSS_SELECTOR, f"{operation} textarea.body-param__text")

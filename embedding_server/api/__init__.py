@@ -1,9 +1,12 @@
 """The HTTP face: one module per dialect, and one row per dialect here."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from litestar import Response, route
+from litestar.enums import HttpMethod
+from litestar.handlers import HTTPRouteHandler
 
 from embedding_server.api import (
     cohere,
@@ -18,8 +21,8 @@ from embedding_server.api import (
     tei,
     unified,
 )
+from embedding_server.api.declared import INFERENCE
 from embedding_server.api.errors import Shape
-from embedding_server.api.middleware import INFERENCE
 from embedding_server.settings import DIALECTS
 
 ROUTERS: list[tuple[str, list[Any]]] = [
@@ -68,4 +71,27 @@ class Face(msgspec.Struct, frozen=True):
         routes = {path for one in shown if INFERENCE in (one.opt or {}) for path in one.paths}
         shapes = [shapes for name, shapes in _SHAPES.items() if name in dialects]
         merged = {prefix: shape for one in reversed(shapes) for prefix, shape in one.items()}
-        return cls(shown + ALWAYS, frozenset(routes), merged)
+        handlers = [*_options([*shown, *ALWAYS]), *shown, *ALWAYS]
+        return cls(handlers, frozenset(routes), merged)
+
+
+def _options(handlers: Sequence[Any]) -> Iterator[HTTPRouteHandler]:
+    """Answers to OPTIONS for paths of several handlers: Litestar's name the methods of one.
+
+    They have to come first.
+    """
+    methods: dict[str, list[str]] = {}
+    for one in handlers:
+        for path in one.paths if isinstance(one, HTTPRouteHandler) else ():
+            methods.setdefault(path, []).extend(one.http_methods)
+    for path, several in methods.items():
+        if len(several) > 1:
+            yield _option(path, ", ".join(sorted(["OPTIONS", *several])))
+
+
+def _option(path: str, allow: str) -> HTTPRouteHandler:
+    @route(path, http_method=HttpMethod.OPTIONS, include_in_schema=False, sync_to_thread=False)
+    def options() -> Response[None]:
+        return Response(None, status_code=204, headers={"Allow": allow})
+
+    return options

@@ -1,41 +1,28 @@
-"""The OpenAPI document and Swagger UI, which works without internet: its files come from a package.
+"""Swagger UI, which works without internet: its files come from a package; and its document.
 
-Litestar renders the page at `/swagger-ui`; `/api/openapi.json` is the document itself.
+The document takes a few milliseconds to make, beside the event loop.
 """
 
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from litestar import Response, Router, get
-from litestar.openapi.config import OpenAPIConfig
+from litestar import MediaType, Router, get
 from litestar.openapi.plugins import SwaggerRenderPlugin
 from litestar.static_files import create_static_files_router
 
-from embedding_server import __version__
 from embedding_server.api.body import ApiRequest
+from embedding_server.api.declared import JsonSchema
+from embedding_server.api.description import document
+from embedding_server.api.parts import parts
 
-_PAGE = "/swagger-ui"
 _ASSETS = "/swagger-ui/assets"
-
-
-def openapi_config() -> OpenAPIConfig:
-    """Where Litestar puts the page, with local addresses for everything it loads."""
-    return OpenAPIConfig(
-        title="embedding-server",
-        version=__version__,
-        description="Embeddings and reranking over HTTP.",
-        path=_PAGE,
-        render_plugins=[
-            SwaggerRenderPlugin(
-                path="/",
-                js_url=f"{_ASSETS}/swagger-ui-bundle.js",
-                css_url=f"{_ASSETS}/swagger-ui.css",
-                standalone_preset_js_url=f"{_ASSETS}/swagger-ui-standalone-preset.js",
-                favicon=f'<link rel="icon" href="{_ASSETS}/favicon-32x32.png">',
-            )
-        ],
-    )
+_PAGE = SwaggerRenderPlugin(
+    js_url=f"{_ASSETS}/swagger-ui-bundle.js",
+    css_url=f"{_ASSETS}/swagger-ui.css",
+    standalone_preset_js_url=f"{_ASSETS}/swagger-ui-standalone-preset.js",
+    favicon=f'<link rel="icon" href="{_ASSETS}/favicon-32x32.png">',
+)
 
 
 def assets() -> Router:
@@ -44,10 +31,20 @@ def assets() -> Router:
     return create_static_files_router(_ASSETS, [directory])
 
 
-@get("/api/openapi.json", include_in_schema=False, sync_to_thread=False)
-def openapi(request: ApiRequest) -> Response[dict[str, Any]]:
+@get("/swagger-ui", include_in_schema=False, media_type=MediaType.HTML, sync_to_thread=True)
+def page(request: ApiRequest) -> bytes:
+    """A page that shows the document and tries requests out."""
+    return _PAGE.render(request, _document(request))
+
+
+@get("/api/openapi.json", include_in_schema=False, sync_to_thread=True)
+def openapi(request: ApiRequest) -> JsonSchema:
     """The OpenAPI 3.1 document."""
-    return Response(request.app.openapi_schema.to_schema())
+    return _document(request)
 
 
-HANDLERS: list[Any] = [openapi, assets()]
+def _document(request: ApiRequest) -> JsonSchema:
+    return document(request.app, request.app.state["shapes"], parts(request))
+
+
+HANDLERS: list[Any] = [page, openapi, assets()]

@@ -5,14 +5,13 @@ The native shape, `{"error", "code", "request_id"}`, is here; other dialects bri
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Union, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import msgspec
 import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import Scope
 
 from embedding_server.api.middleware import event
@@ -26,6 +25,7 @@ from embedding_server.errors import (
     NotFound,
     PayloadTooLarge,
     RateLimited,
+    RerankError,
     ServiceError,
     ServiceUnavailable,
     Unauthorized,
@@ -54,38 +54,38 @@ def native_error(error: ServiceError, request_id: str) -> tuple[int, ErrorBody]:
     return error.status, ErrorBody(error=error.text, code=error.code, request_id=request_id)
 
 
-_DECLARED = (
+_ALWAYS = (MethodNotAllowed(), InternalError())
+_NAMED = (UnsupportedModel(),)
+_ACTING = (
     BadRequest(),
     UnsupportedModel(),
-    Unauthorized(),
-    MethodNotAllowed(),
     PayloadTooLarge(),
     UnsupportedMediaType(),
     RateLimited("", retry_after=0.0),
-    InternalError(),
     EmbeddingError(),
+    RerankError(),
     ModelLoadError("", reason="", retry_after=0.0),
     ServiceUnavailable("", reason="", retry_after=0.0),
     DeadlineExceeded(),
 )
 
 
-def answers(body: Any, *shapes: Shape) -> dict[int, ResponseSpec]:
-    """What an inference route answers with 200 and, in these shapes, otherwise: for OpenAPI."""
-    bodies: dict[int, dict[Any, None]] = {200: {body: None}}
-    words: dict[int, dict[str, None]] = {200: {"done": None}}
-    for error, shape in itertools.product(_DECLARED, shapes):
-        status, failure = shape(error, "")
-        bodies.setdefault(status, {})[type(failure)] = None
+def failures(
+    shapes: Sequence[Shape], *, acts: bool, named: bool, keyed: bool
+) -> dict[int, tuple[str, tuple[type[msgspec.Struct], ...]]]:
+    """How a route may fail, in these shapes: words and the types of bodies, by status.
+
+    It does something, its path names a model, and it wants a key, or not.
+    """
+    errors: list[ServiceError] = [*_ALWAYS, *(_ACTING if acts else _NAMED if named else ())]
+    errors += [Unauthorized()] if keyed else []
+    words: dict[int, dict[str, None]] = {}
+    bodies: dict[int, dict[type[msgspec.Struct], None]] = {}
+    for error, shape in itertools.product(errors, shapes):
+        status, body = shape(error, "")
         words.setdefault(status, {})[error.prefix] = None
-    unions: dict[int, Any] = {
-        status: Union[tuple(one)]  # noqa: UP007 - of any number
-        for status, one in bodies.items()
-    }
-    return {
-        status: ResponseSpec(union, generate_examples=False, description="; ".join(words[status]))
-        for status, union in unions.items()
-    }
+        bodies.setdefault(status, {})[type(body)] = None
+    return {status: ("; ".join(words[status]), tuple(bodies[status])) for status in words}
 
 
 SHAPE = "shape"
@@ -96,12 +96,16 @@ def shape_for(shapes: Mapping[str, Shape], scope: Scope) -> Shape:
     """How failures of this request are written.
 
     `shapes` has path prefixes without a slash at their end; the longest that fits is taken. `/` is
-    the root itself, and paths that begin with two slashes.
+    the root itself.
     """
-    if chosen := scope["state"].get(SHAPE):
-        return cast(Shape, chosen)
-    path = scope["path"]
-    fitting = [prefix for prefix in shapes if f"{path}/".startswith(f"{prefix}/")]
+    chosen = scope["state"].get(SHAPE)
+    return cast(Shape, chosen) if chosen else shape_of(shapes, scope["path"])
+
+
+def shape_of(shapes: Mapping[str, Shape], path: str) -> Shape:
+    """How failures below `path` are written."""
+    fitting = [one for one in shapes if path == one or path.startswith(f"{one}/")]
+    # The path of `OPTIONS *` has no slash.
     return shapes[max(fitting, key=len)] if fitting else native_error
 
 
@@ -117,7 +121,6 @@ def renderer(
         known = error if isinstance(error, ServiceError) else _translate(request, error)
         name, headers = note(request.scope, known)
         status, body = shape_for(shapes, request.scope)(known, name)
-        headers |= getattr(error, "headers", None) or {}
         return Response(body, status_code=status, headers=headers)
 
     return render
@@ -130,6 +133,8 @@ def note(scope: Scope, error: ServiceError) -> tuple[str, dict[str, str]]:
     if isinstance(error, Unavailable):
         fields["reason"] = error.reason
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = error.allow
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
         headers["retry-after-ms"] = str(round(error.retry_after * 1000))
@@ -145,7 +150,8 @@ def _translate(request: Request[Any, Any, Any], error: Exception) -> ServiceErro
     if status == 404:
         return NotFound(f"there is no {path[:200]}; /swagger-ui lists the routes")
     if status == 405:
-        return MethodNotAllowed(f"{request.method} does not work on {path[:200]}")
+        allow = (getattr(error, "headers", None) or {}).get("allow", "")
+        return MethodNotAllowed(f"{request.method} does not work on {path[:200]}", allow=allow)
     if status < 500 and isinstance(error, HTTPException):
         return BadRequest(error.detail)
     log.error("request.failed", exc_info=error, **event(request.scope))

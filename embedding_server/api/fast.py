@@ -1,7 +1,7 @@
 """The fast embedding API; its `/embed` and `/models` are in `shared`."""
 
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from litestar import post
@@ -9,12 +9,12 @@ from litestar.params import JSONBody
 from litestar.response.base import ASGIResponse
 
 from embedding_server.api.body import ApiRequest
+from embedding_server.api.declared import INFERENCE, MODEL, answers
 from embedding_server.api.encode import json_object, json_vectors
-from embedding_server.api.errors import Shape, answers
+from embedding_server.api.errors import Shape
 from embedding_server.api.inference import Model, checked_count, plain_options, respond
-from embedding_server.api.middleware import INFERENCE
 from embedding_server.api.parts import parts
-from embedding_server.core import Embeddings
+from embedding_server.core import Embeddings, Task
 from embedding_server.errors import ServiceError
 
 
@@ -33,6 +33,8 @@ def fast_error(error: ServiceError, _: str) -> tuple[int, Failure]:
 
 class BatchRequest(msgspec.Struct, kw_only=True, frozen=True):
     """Several texts."""
+
+    examples: ClassVar = [{"model_name": MODEL, "texts": ["a cat", "a dog"]}]
 
     model_name: Model
     texts: list[str]
@@ -76,8 +78,8 @@ async def embed(request: ApiRequest, model: str, text: str) -> ASGIResponse:
 @post(
     "/embed/batch",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(BatchAnswer, fast_error),
+    opt={INFERENCE: Task.EMBED},
+    responses=answers(BatchAnswer),
 )
 async def embed_batch(request: ApiRequest, data: JSONBody[BatchRequest]) -> ASGIResponse:
     """One vector per text."""

@@ -11,6 +11,9 @@ _DATA_URI = re.compile(r"data:[\w/+.-]*;base64,", re.ASCII)
 _REMOTE = re.compile(r"(https?|ftp|file)://", re.IGNORECASE)
 _MAX_URI_CHARS = 100
 
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC"
+"""A PNG file with one red pixel, for examples."""
+
 
 def image_files(given: Sequence[str]) -> list[bytes]:
     """Image files out of base64 or data URIs; raises `BadRequest`."""

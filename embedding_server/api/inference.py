@@ -3,13 +3,14 @@
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Literal, TypeVar, cast
+from typing import Annotated, ClassVar, Literal, TypeVar, cast
 
 import msgspec
 from litestar.response.base import ASGIResponse
 from msgspec import Meta
 
 from embedding_server.api.body import ApiRequest
+from embedding_server.api.declared import at_most_one
 from embedding_server.api.encode import (
     base64_row,
     compressed,
@@ -17,28 +18,46 @@ from embedding_server.api.encode import (
     json_object,
     json_vectors,
 )
-from embedding_server.api.middleware import client_of, event, header
+from embedding_server.api.middleware import client_of, event
 from embedding_server.api.parts import parts
 from embedding_server.core import Embeddings, Side, Tokens, Usage, Vector
 from embedding_server.errors import BadRequest
 from embedding_server.serving.options import Options
 
-_MAX_TIMEOUT_MS = 3_600_000
+MAX_TIMEOUT_MS = 3_600_000
 _MAX_DOCUMENTS = 1000
 
-Inputs = str | list[str | int | list[int]]
+TokenId = Annotated[int, Meta(extra_json_schema={"minimum": 0})]
+"""Of a vocabulary: the engine refuses numbers that are not in it."""
+
+_IDS = {"type": "array", "items": {"type": "integer"}}
+NO_MIX = {
+    "anyOf": [{"type": "string"}, _IDS, {"items": {"type": ["string", "array"]}}],
+}
+"""The rule that token ids of one text and whole texts do not mix."""
+Inputs = Annotated[
+    str | list[str | TokenId | list[TokenId]], Meta(extra_json_schema={"allOf": [NO_MIX]})
+]
 """A text, several, token ids of one, or of several."""
+
+UNSUPPORTED = {"type": "null", "description": "not supported"}
+"""The schema of a field that is refused with a better reason than its type."""
 
 Model = Annotated[str, Meta(description="an id or alias of the model lists")]
 
+Top = Annotated[int, Meta(extra_json_schema={"minimum": 1})]
+"""How many documents are wanted; the engine refuses less than one."""
+
 Dimensions = Annotated[int, Meta(ge=1, description="cut, then normalised")]
-Timeout = Annotated[int, Meta(ge=1, le=_MAX_TIMEOUT_MS, description="milliseconds, then 504")]
+Timeout = Annotated[int, Meta(ge=1, le=MAX_TIMEOUT_MS, description="milliseconds, then 504")]
 
 Sized = TypeVar("Sized", bound=Sequence[object])
 
 
 class EmbedOptions(msgspec.Struct, kw_only=True, frozen=True):
     """What the native routes take beside the texts, whatever the vectors are."""
+
+    rule: ClassVar = at_most_one("prompt", "prompt_name")
 
     model: Model
     truncate: bool = True
@@ -124,11 +143,11 @@ def deadline(request: ApiRequest, milliseconds: int | None = None) -> float | No
     Raises:
         BadRequest: the header is no number of milliseconds, or out of bounds.
     """
-    text = header(request.scope, b"x-request-timeout-ms")
-    if milliseconds is None and text:
-        if not re.fullmatch(r"[0-9]{1,7}", text) or not 1 <= int(text) <= _MAX_TIMEOUT_MS:
-            raise BadRequest(f"X-Request-Timeout-Ms must be from 1 to {_MAX_TIMEOUT_MS}")
-        milliseconds = int(text)
+    text = request.headers.get("x-request-timeout-ms")
+    if text is not None:
+        if not re.fullmatch(r"[0-9]{1,7}", text) or not 1 <= int(text) <= MAX_TIMEOUT_MS:
+            raise BadRequest(f"X-Request-Timeout-Ms must be from 1 to {MAX_TIMEOUT_MS}")
+        milliseconds = milliseconds or int(text)
     return milliseconds / 1000 if milliseconds else None
 
 

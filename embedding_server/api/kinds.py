@@ -1,6 +1,6 @@
 """The native dialect's routes for other vectors and inputs: sparse ones, and images."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from litestar import post
@@ -8,9 +8,9 @@ from litestar.params import JSONBody
 from litestar.response.base import ASGIResponse
 
 from embedding_server.api.body import ApiRequest
+from embedding_server.api.declared import INFERENCE, KINDS, MODEL, answers, exactly_one
 from embedding_server.api.encode import json_items, json_object
-from embedding_server.api.errors import answers, native_error
-from embedding_server.api.images import image_files
+from embedding_server.api.images import DOT, image_files
 from embedding_server.api.inference import (
     EmbedOptions,
     Inputs,
@@ -20,14 +20,16 @@ from embedding_server.api.inference import (
     respond_with_vectors,
     texts_of,
 )
-from embedding_server.api.middleware import INFERENCE
 from embedding_server.api.parts import parts
-from embedding_server.core import Kind, Vector
+from embedding_server.core import Kind, Task, Vector
 from embedding_server.errors import BadRequest
 
 
 class SparseRequest(EmbedOptions, kw_only=True, frozen=True):
     """One text as `text`, or one or several as `input`; `input_type: query` for queries."""
+
+    examples: ClassVar = [{"model": MODEL, "text": "a cat"}]
+    rule: ClassVar = EmbedOptions.rule | exactly_one("text", "input")
 
     text: str | None = None
     input: Inputs | None = None
@@ -50,6 +52,9 @@ class SparseAnswer(msgspec.Struct):
 
 class ImageRequest(VectorOptions, kw_only=True, frozen=True):
     """PNG, JPEG or WebP files in base64, bare or as data URIs: one as `image`, or as `images`."""
+
+    examples: ClassVar = [{"model": MODEL, "image": DOT}]
+    rule: ClassVar = EmbedOptions.rule | exactly_one("image", "images")
 
     image: str | None = None
     images: list[str] | None = None
@@ -74,8 +79,8 @@ class ImageAnswer(msgspec.Struct):
 @post(
     "/api/embed/sparse",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(SparseAnswer, native_error),
+    opt={INFERENCE: Task.EMBED, KINDS: (Kind.SPARSE,)},
+    responses=answers(SparseAnswer),
 )
 async def embed_sparse(request: ApiRequest, data: JSONBody[SparseRequest]) -> ASGIResponse:
     """Sparse vectors of one text or several."""
@@ -94,8 +99,8 @@ async def embed_sparse(request: ApiRequest, data: JSONBody[SparseRequest]) -> AS
 @post(
     "/api/embed/image",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(ImageAnswer, native_error),
+    opt={INFERENCE: Task.EMBED, KINDS: (Kind.IMAGE, Kind.MULTI)},
+    responses=answers(ImageAnswer),
 )
 async def embed_image(request: ApiRequest, data: JSONBody[ImageRequest]) -> ASGIResponse:
     """Vectors of one image or several, in the space of the model's text tower if it has one."""

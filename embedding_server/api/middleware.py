@@ -19,9 +19,6 @@ from litestar.utils import normalize_path
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving.admission import AdmissionQueue
 
-INFERENCE = "inference"
-"""Handler option: the route runs a model, so admission concerns it."""
-
 CALLER = "caller"
 """Key of a connection's state: the name of its API key."""
 

@@ -7,13 +7,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import get, post
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import PathParameter
 
-from embedding_server.api import fast, openai, unified
 from embedding_server.api.body import ApiRequest
-from embedding_server.api.cohere.answers import cohere_error
-from embedding_server.api.errors import Shape, answers
+from embedding_server.api.declared import TAILS, answers
 from embedding_server.api.parts import Parts, parts
 from embedding_server.catalog import Type
 from embedding_server.core import ModelSpec, Task
@@ -21,6 +18,8 @@ from embedding_server.errors import MethodNotAllowed, UnsupportedModel
 from embedding_server.serving.registry import Resident, State
 
 _SHOWN_CHARS = 200
+
+_SWITCHES = ("/load", "/unload")
 
 ModelId = Annotated[str, PathParameter(name="id")]
 
@@ -93,7 +92,7 @@ def model(request: ApiRequest, name: ModelId) -> ModelCard:
 async def model_or_switch(request: ApiRequest, name: ModelId) -> ModelCard | Switched:
     """One allowed model; behind its id `/load` and `/unload` work too, but POST them."""
     wanted = name.removeprefix("/")
-    switching = wanted.endswith(("/load", "/unload")) and wanted not in _cards(request)
+    switching = wanted.endswith(_SWITCHES) and wanted not in _cards(request)
     if switching and "unified" in parts(request).settings.dialects:
         return await _switched(request, wanted)
     return _card(request, wanted)
@@ -112,7 +111,9 @@ async def _switched(request: ApiRequest, path: str) -> Switched:
     elif action == "unload":
         await engine.unload(name)
     else:
-        raise MethodNotAllowed("POST works on /api/v1/models/{id}/load and /unload alone")
+        raise MethodNotAllowed(
+            "POST works on /api/v1/models/{id}/load and /unload alone", allow="GET, OPTIONS"
+        )
     return Switched("success", f"Model {name} is {action}ed", name, action == "load")
 
 
@@ -158,40 +159,25 @@ def _card_of(here: Parts, name: str, resident: Resident, task: Task) -> ModelCar
     )
 
 
-def _listing(path: str) -> Any:
-    return get(path, sync_to_thread=False)(models)
+def _listing(path: str) -> list[Any]:
+    """The list at a path, and each of its models below it."""
+    below = f"{path}/{{id:path}}"
+    return [get(path, sync_to_thread=False)(models), get(below, sync_to_thread=False)(model)]
 
 
-def _one(path: str, *shapes: Shape) -> Any:
-    unknown = {
-        status: ResponseSpec(
-            type(failure), generate_examples=False, description=UnsupportedModel.prefix
-        )
-        for status, failure in (shape(UnsupportedModel(), "") for shape in shapes)
-    }
-    return get(f"{path}/{{id:path}}", sync_to_thread=False, responses=unknown)(model)
-
-
-_CARD_OR_SWITCHED = answers(ModelCard | Switched, unified.unified_error, openai.openai_error)
-_SWITCHED = answers(Switched, unified.unified_error)
 _BELOW = "/api/v1/models/{id:path}"
+_SWITCHING = {TAILS: ("", *_SWITCHES)}
 
 HANDLERS: list[tuple[str, list[Any]]] = [
-    (
-        "openai cohere",
-        [
-            _listing("/v1/models"),
-            _one("/v1/models", openai.openai_error, cohere_error),
-        ],
-    ),
+    ("openai cohere", _listing("/v1/models")),
+    ("openai fast", _listing("/models")),
     (
         "openai unified",
         [
-            _listing("/api/v1/models"),
-            get(_BELOW, responses=_CARD_OR_SWITCHED)(model_or_switch),
+            get("/api/v1/models", sync_to_thread=False)(models),
+            get(_BELOW, opt=_SWITCHING, responses=answers(ModelCard, Switched))(model_or_switch),
         ],
     ),
-    ("openai fast", [_listing("/models"), _one("/models", openai.openai_error, fast.fast_error)]),
-    ("unified", [post(_BELOW, status_code=200, responses=_SWITCHED)(switch)]),
+    ("unified", [post(_BELOW, status_code=200, opt={TAILS: _SWITCHES})(switch)]),
 ]
 """By the dialects that have them."""

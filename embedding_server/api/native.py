@@ -1,7 +1,7 @@
 """The native dialect: `/api/embed`, `/api/embed/batch`, `/api/rerank` and the model lists."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 from litestar import get, post
@@ -10,11 +10,14 @@ from litestar.response.base import ASGIResponse
 from msgspec import UNSET, UnsetType
 
 from embedding_server.api.body import ApiRequest
-from embedding_server.api.errors import Shape, answers, native_error
+from embedding_server.api.declared import INFERENCE, KINDS, MODEL, answers, exactly_one
+from embedding_server.api.errors import Shape, native_error
 from embedding_server.api.inference import (
+    EmbedOptions,
     Inputs,
     Model,
     Timeout,
+    Top,
     VectorOptions,
     checked_count,
     checked_documents,
@@ -23,7 +26,7 @@ from embedding_server.api.inference import (
     respond_with_vectors,
     texts_of,
 )
-from embedding_server.api.middleware import INFERENCE, client_of
+from embedding_server.api.middleware import client_of
 from embedding_server.api.parts import parts
 from embedding_server.core import Kind, Side, Task, Tokens
 from embedding_server.errors import BadRequest
@@ -34,6 +37,12 @@ from embedding_server.serving.registry import Resident
 
 class EmbedRequest(VectorOptions, kw_only=True, frozen=True):
     """One text as `text`, or one or several as `input`."""
+
+    examples: ClassVar = [
+        {"model": MODEL, "text": "a cat"},
+        {"model": MODEL, "input": ["a cat", "a dog"]},
+    ]
+    rule: ClassVar = EmbedOptions.rule | exactly_one("text", "input")
 
     text: str | None = None
     input: Inputs | None = None
@@ -46,6 +55,9 @@ class EmbedRequest(VectorOptions, kw_only=True, frozen=True):
 
 class EmbedBatchRequest(VectorOptions, kw_only=True, frozen=True):
     """Several texts, as `texts` or as `input`."""
+
+    examples: ClassVar = [{"model": MODEL, "texts": ["a cat", "a dog"]}]
+    rule: ClassVar = EmbedOptions.rule | exactly_one("texts", "input")
 
     output: Literal["vector", "tokens"] = "vector"
     texts_: list[str] | None = msgspec.field(default=None, name="texts")
@@ -81,11 +93,15 @@ class Document(msgspec.Struct, frozen=True):
 class RerankRequest(msgspec.Struct, kw_only=True, frozen=True):
     """A query and the documents to order by relevance to it."""
 
+    examples: ClassVar = [
+        {"model": MODEL, "query": "a pet", "documents": ["a cat", {"id": "7", "text": "a sofa"}]}
+    ]
+
     model: Model
     query: str
     documents: list[str | Document]
-    top_k: int | None = None
-    top_n: int | None = None
+    top_k: Top | None = None
+    top_n: Top | None = None
     return_scores: bool = True
     truncate: bool = True
     truncation_direction: Side = "right"
@@ -127,8 +143,8 @@ class ModelRow(msgspec.Struct):
 @post(
     "/api/embed",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(EmbedAnswer, native_error),
+    opt={INFERENCE: Task.EMBED, KINDS: (*ONE_VECTOR, Kind.MULTI)},
+    responses=answers(EmbedAnswer),
 )
 async def embed(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
     """Embed one text or several."""
@@ -138,8 +154,8 @@ async def embed(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIRespon
 @post(
     "/api/embed/batch",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(EmbedAnswer, native_error),
+    opt={INFERENCE: Task.EMBED, KINDS: (*ONE_VECTOR, Kind.MULTI)},
+    responses=answers(EmbedAnswer),
 )
 async def embed_batch(request: ApiRequest, data: JSONBody[EmbedBatchRequest]) -> ASGIResponse:
     """Embed several texts."""
@@ -159,8 +175,8 @@ async def _embed(
 @post(
     "/api/rerank",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(RerankAnswer, native_error),
+    opt={INFERENCE: Task.RERANK},
+    responses=answers(RerankAnswer),
 )
 async def rerank(request: ApiRequest, data: JSONBody[RerankRequest]) -> ASGIResponse:
     """Order documents by relevance to a query."""

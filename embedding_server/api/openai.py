@@ -1,7 +1,7 @@
 """OpenAI's API: embeddings, as its SDKs call them; the model lists are in `models`."""
 
 import time
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 from litestar import post
@@ -9,8 +9,9 @@ from litestar.params import JSONBody
 from litestar.response.base import ASGIResponse
 
 from embedding_server.api.body import ApiRequest
+from embedding_server.api.declared import INFERENCE, MODEL, answers
 from embedding_server.api.encode import base64_row, json_items, json_object
-from embedding_server.api.errors import Shape, answers
+from embedding_server.api.errors import Shape
 from embedding_server.api.inference import (
     Inputs,
     Model,
@@ -21,9 +22,9 @@ from embedding_server.api.inference import (
     plain_options,
     respond,
 )
-from embedding_server.api.middleware import INFERENCE, event
+from embedding_server.api.middleware import event
 from embedding_server.api.parts import parts
-from embedding_server.core import Vector
+from embedding_server.core import Task, Vector
 from embedding_server.errors import (
     BadRequest,
     MethodNotAllowed,
@@ -40,6 +41,11 @@ _MAX_INPUTS = 2048
 
 class EmbeddingsRequest(VectorOptions, kw_only=True, frozen=True):
     """One text or several, or token ids of one or several; `user` and the like are ignored."""
+
+    examples: ClassVar = [
+        {"model": MODEL, "input": "a cat"},
+        {"model": MODEL, "input": ["a cat", "a dog"], "encoding_format": "base64"},
+    ]
 
     input: Inputs
 
@@ -109,8 +115,8 @@ def openai_error(error: ServiceError, _: str) -> tuple[int, FailureBody]:
 @post(
     ["/v1/embeddings", "/api/v1/embeddings", "/embeddings"],
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(EmbeddingsAnswer, openai_error),
+    opt={INFERENCE: Task.EMBED},
+    responses=answers(EmbeddingsAnswer),
 )
 async def embeddings(request: ApiRequest, data: JSONBody[EmbeddingsRequest]) -> ASGIResponse:
     """Embed one text or several."""
@@ -137,6 +143,8 @@ def _base64_item(index: int, vector: Vector) -> dict[str, Any]:
 
 class ScoreRequest(msgspec.Struct, kw_only=True, frozen=True):
     """One text and others to score it against, or as many of either, in pairs."""
+
+    examples: ClassVar = [{"model": MODEL, "text_1": "a pet", "text_2": ["a cat", "a sofa"]}]
 
     model: Model
     text_1: str | list[str]
@@ -173,8 +181,8 @@ class ScoreAnswer(msgspec.Struct, kw_only=True):
 @post(
     "/v1/score",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(ScoreAnswer, openai_error),
+    opt={INFERENCE: Task.RERANK},
+    responses=answers(ScoreAnswer),
 )
 async def score(request: ApiRequest, data: JSONBody[ScoreRequest]) -> ASGIResponse:
     """Score texts against each other, as vLLM does."""

@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 from litestar import Response, get
-from litestar.openapi.datastructures import ResponseSpec
 
 from embedding_server.api.body import ApiRequest
+from embedding_server.api.declared import FORMATS, answers
 from embedding_server.api.parts import Parts, parts
 from embedding_server.core import Precision, Task
 from embedding_server.serving.profile import Quality
@@ -83,7 +83,7 @@ def live() -> Live:
 @get(
     "/health/ready",
     sync_to_thread=False,
-    responses={503: ResponseSpec(Ready, generate_examples=False, description="not ready")},
+    responses=answers(Ready) | answers(Ready, status=503, description="not ready"),
 )
 def ready(request: ApiRequest) -> Response[Ready]:
     """200 when every model that must be resident serves, else 503 with the reasons."""
@@ -128,17 +128,36 @@ def health(request: ApiRequest) -> Health:
     )
 
 
-@get("/metrics", sync_to_thread=False, media_type="text/plain")
+class Summary(msgspec.Struct):
+    """What there was to do."""
+
+    total_requests: float
+    total_embeddings: float
+    cache_info: CacheInfo
+    uptime_seconds: float
+
+
+@get(
+    "/metrics",
+    sync_to_thread=False,
+    opt={
+        FORMATS: {
+            "text/plain": str,
+            "application/openmetrics-text": str,
+            "application/json": Summary,
+        }
+    },
+)
 def metrics(request: ApiRequest) -> Response[bytes]:
     """Prometheus text, OpenMetrics or a JSON summary, as `Accept` asks."""
     here, accept = parts(request), request.headers.get("accept", "")
     if "application/json" in accept:
-        summary = {
-            "total_requests": here.metrics.total(here.metrics.http_requests),
-            "total_embeddings": here.metrics.total(here.metrics.embed_items),
-            "cache_info": _cache_info(here),
-            "uptime_seconds": _uptime(here),
-        }
+        summary = Summary(
+            total_requests=here.metrics.total(here.metrics.http_requests),
+            total_embeddings=here.metrics.total(here.metrics.embed_items),
+            cache_info=_cache_info(here),
+            uptime_seconds=_uptime(here),
+        )
         return Response(msgspec.json.encode(summary), media_type="application/json")
     text, content_type = here.metrics.render(accept)
     return Response(text, media_type=content_type)

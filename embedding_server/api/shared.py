@@ -3,7 +3,7 @@
 This module alone knows several dialects.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from litestar import get, post
@@ -13,11 +13,11 @@ from litestar.response.base import ASGIResponse
 from embedding_server import __version__
 from embedding_server.api import fast, tei
 from embedding_server.api.body import ApiRequest
-from embedding_server.api.errors import SHAPE, answers
+from embedding_server.api.declared import HEADERS, INFERENCE, MODEL, SHAPES, answers, any_of
+from embedding_server.api.errors import SHAPE
 from embedding_server.api.inference import Inputs, input_texts
-from embedding_server.api.middleware import INFERENCE
 from embedding_server.api.parts import parts
-from embedding_server.core import Kind, ModelSpec
+from embedding_server.core import Kind, ModelSpec, Task
 from embedding_server.errors import BadRequest
 from embedding_server.serving.options import ONE_VECTOR
 from embedding_server.serving.registry import Resident
@@ -25,6 +25,12 @@ from embedding_server.serving.registry import Resident
 
 class EmbedRequest(tei.VectorOptions, kw_only=True, frozen=True):
     """TEI's with `inputs`, or the fast embedding API's with `model_name` and `text`."""
+
+    examples: ClassVar = [
+        {"inputs": ["a cat", "a dog"]},
+        {"model_name": MODEL, "text": "a cat"},
+    ]
+    rule: ClassVar = any_of(("inputs",), ("model_name", "text"))
 
     inputs: Inputs | None = None
     model_name: str | None = None
@@ -34,8 +40,8 @@ class EmbedRequest(tei.VectorOptions, kw_only=True, frozen=True):
 @post(
     "/embed",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(list[list[float]] | fast.EmbedAnswer, tei.tei_error, fast.fast_error),
+    opt={INFERENCE: Task.EMBED, HEADERS: tei.TIMES, SHAPES: (tei.tei_error, fast.fast_error)},
+    responses=answers(list[list[float]], fast.EmbedAnswer),
 )
 async def embed(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
     """One vector per text."""

@@ -5,28 +5,30 @@ Its `/embed` and `/` are in `shared`, because other dialects have these paths to
 
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
 from litestar import post
 from litestar.params import JSONBody
 from litestar.response.base import ASGIResponse
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from embedding_server.api.body import ApiRequest
+from embedding_server.api.declared import HEADERS, INFERENCE, KINDS, answers, any_of
 from embedding_server.api.encode import Weight, json_vectors
-from embedding_server.api.errors import Shape, answers
+from embedding_server.api.errors import Shape
 from embedding_server.api.inference import (
+    NO_MIX,
     Dimensions,
     Inputs,
+    TokenId,
     checked_count,
     checked_documents,
     input_texts,
     plain_options,
     respond,
 )
-from embedding_server.api.middleware import INFERENCE
 from embedding_server.api.parts import parts
 from embedding_server.core import Kind, Piece, Task, Tokens, Usage
 from embedding_server.errors import (
@@ -45,6 +47,16 @@ from embedding_server.serving.options import ONE_VECTOR, Input, Options
 
 MAX_INPUTS = 32
 """TEI's own limit."""
+
+TIMES = {
+    "X-Total-Time": "milliseconds",
+    "X-Tokenization-Time": "milliseconds",
+    "X-Queue-Time": "milliseconds",
+    "X-Inference-Time": "milliseconds",
+    "X-Compute-Characters": "of all texts",
+    "X-Compute-Tokens": "real ones, special ones included",
+}
+"""Headers of its answers."""
 
 Direction = Literal["Left", "Right", "left", "right"]
 
@@ -110,11 +122,15 @@ class VectorOptions(TextOptions, kw_only=True, frozen=True):
 class InputsRequest(TextOptions, kw_only=True, frozen=True):
     """Texts, or token ids of them."""
 
+    examples: ClassVar = [{"inputs": ["a cat", "a dog"]}]
+
     inputs: Inputs
 
 
 class RerankRequest(msgspec.Struct, kw_only=True, frozen=True):
     """A query and texts to order by relevance to it."""
+
+    examples: ClassVar = [{"query": "a pet", "texts": ["a cat", "a sofa"]}]
 
     query: str
     texts: list[str]
@@ -142,12 +158,16 @@ class Sentences(msgspec.Struct, frozen=True):
 class SimilarityRequest(msgspec.Struct, kw_only=True, frozen=True):
     """A sentence and those to compare it with."""
 
+    examples: ClassVar = [{"inputs": {"source_sentence": "a cat", "sentences": ["a dog"]}}]
+
     inputs: Sentences
     parameters: TextOptions | None = None
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True, frozen=True):
     """Texts."""
+
+    examples: ClassVar = [{"inputs": "a cat"}]
 
     inputs: str | list[str]
     add_special_tokens: bool = True
@@ -157,7 +177,9 @@ class TokenizeRequest(msgspec.Struct, kw_only=True, frozen=True):
 class DecodeRequest(msgspec.Struct, kw_only=True, frozen=True):
     """Token ids of one text, or of several."""
 
-    ids: list[int | list[int]]
+    examples: ClassVar = [{"ids": [5, 6]}]
+
+    ids: Annotated[list[TokenId | list[TokenId]], Meta(extra_json_schema={"allOf": [NO_MIX]})]
     skip_special_tokens: bool = True
 
 
@@ -174,22 +196,16 @@ async def embed(
 
 
 def _headers(usage: Usage, chars: int, started: float) -> dict[str, str]:
-    seconds = {
-        "total": time.perf_counter() - started,
-        "tokenization": usage.tokenizing,
-        "queue": usage.waited,
-        "inference": usage.running,
-    }
-    times = {f"X-{name}-Time": str(round(1000 * spent)) for name, spent in seconds.items()}
-    counts = {"X-Compute-Characters": str(chars), "X-Compute-Tokens": str(usage.tokens)}
-    return {**times, **counts}
+    seconds = (time.perf_counter() - started, usage.tokenizing, usage.waited, usage.running)
+    numbers = (*(round(1000 * one) for one in seconds), chars, usage.tokens)
+    return dict(zip(TIMES, map(str, numbers), strict=True))
 
 
 @post(
     "/embed_all",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(list[list[list[float]]], tei_error),
+    opt={INFERENCE: Task.EMBED, KINDS: (Kind.MULTI,), HEADERS: TIMES},
+    responses=answers(list[list[list[float]]]),
 )
 async def embed_all(request: ApiRequest, data: JSONBody[InputsRequest]) -> ASGIResponse:
     """A vector per token of each text, of a late-interaction model."""
@@ -199,15 +215,20 @@ async def embed_all(request: ApiRequest, data: JSONBody[InputsRequest]) -> ASGIR
 @post(
     "/embed_sparse",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(list[list[Weight]], tei_error),
+    opt={INFERENCE: Task.EMBED, KINDS: (Kind.SPARSE,), HEADERS: TIMES},
+    responses=answers(list[list[Weight]]),
 )
 async def embed_sparse(request: ApiRequest, data: JSONBody[InputsRequest]) -> ASGIResponse:
     """Weights of words."""
     return await embed(request, input_texts(data.inputs), data.options(request), (Kind.SPARSE,))
 
 
-@post("/rerank", status_code=200, opt={INFERENCE: True}, responses=answers(list[Ranked], tei_error))
+@post(
+    "/rerank",
+    status_code=200,
+    opt={INFERENCE: Task.RERANK, HEADERS: TIMES},
+    responses=answers(list[Ranked]),
+)
 async def rerank(request: ApiRequest, data: JSONBody[RerankRequest]) -> ASGIResponse:
     """Order texts by relevance to a query."""
     return await reranked(request, data)
@@ -230,7 +251,10 @@ async def reranked(request: ApiRequest, data: RerankRequest) -> ASGIResponse:
 
 
 @post(
-    "/similarity", status_code=200, opt={INFERENCE: True}, responses=answers(list[float], tei_error)
+    "/similarity",
+    status_code=200,
+    opt={INFERENCE: Task.EMBED, HEADERS: TIMES},
+    responses=answers(list[float]),
 )
 async def similarity(request: ApiRequest, data: JSONBody[SimilarityRequest]) -> ASGIResponse:
     """Cosines of a sentence with others."""
@@ -251,7 +275,7 @@ async def similarities(
     return await respond(request, body, model, len(texts), answer.usage, headers=headers)
 
 
-@post("/tokenize", status_code=200, responses=answers(list[list[Piece]], tei_error))
+@post("/tokenize", status_code=200, responses=answers(list[list[Piece]]))
 async def tokenize(request: ApiRequest, data: JSONBody[TokenizeRequest]) -> list[list[Piece]]:
     """The tokens of each text, with their places in it."""
     engine = parts(request).engine
@@ -265,7 +289,7 @@ async def tokenize(request: ApiRequest, data: JSONBody[TokenizeRequest]) -> list
     )
 
 
-@post("/decode", status_code=200, responses=answers(list[str], tei_error))
+@post("/decode", status_code=200, responses=answers(list[str]))
 async def decode(request: ApiRequest, data: JSONBody[DecodeRequest]) -> list[str]:
     """The text of each list of token ids."""
     ids = [one for one in input_texts(data.ids) if isinstance(one, Tokens)]
@@ -288,7 +312,10 @@ def any_model(request: ApiRequest) -> str:
 class RootRequest(VectorOptions, kw_only=True, frozen=True):
     """What `/embed`, `/similarity` or `/rerank` take: the fields say which of them is meant."""
 
-    inputs: str | list[str | int | list[int]] | Sentences | None = None
+    examples: ClassVar = [{"inputs": "a cat"}, {"query": "a pet", "texts": ["a cat", "a sofa"]}]
+    rule: ClassVar = any_of(("inputs",), ("query", "texts"))
+
+    inputs: Inputs | Sentences | None = None
     parameters: TextOptions | None = None
     query: str | None = None
     texts: list[str] | None = None
@@ -299,8 +326,8 @@ class RootRequest(VectorOptions, kw_only=True, frozen=True):
 @post(
     "/",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(list[list[float]] | list[float] | list[Ranked], tei_error),
+    opt={INFERENCE: Task.EMBED, HEADERS: TIMES},
+    responses=answers(list[list[float]], list[float], list[Ranked]),
 )
 async def infer(request: ApiRequest, data: JSONBody[RootRequest]) -> ASGIResponse:
     """Vectors of `inputs`, cosines of sentences in it, or `texts` ordered by `query`."""

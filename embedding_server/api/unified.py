@@ -1,6 +1,6 @@
 """The unified embedding API below `/api/v1`; its model routes are in `models`."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 from litestar import get, post
@@ -10,20 +10,21 @@ from litestar.response.base import ASGIResponse
 
 from embedding_server import __version__
 from embedding_server.api.body import ApiRequest
+from embedding_server.api.declared import INFERENCE, KINDS, MODEL, answers
 from embedding_server.api.encode import Weight, json_vectors
-from embedding_server.api.errors import Shape, answers
+from embedding_server.api.errors import Shape
 from embedding_server.api.inference import (
     Inputs,
     Model,
+    Top,
     checked_count,
     checked_documents,
     input_texts,
     plain_options,
     respond,
 )
-from embedding_server.api.middleware import INFERENCE
 from embedding_server.api.parts import parts
-from embedding_server.core import Kind
+from embedding_server.core import Kind, Task
 from embedding_server.errors import ServiceError, UnsupportedModel
 from embedding_server.serving.options import ONE_VECTOR, Options
 
@@ -55,6 +56,8 @@ class RequestOptions(msgspec.Struct, kw_only=True, frozen=True):
 class EmbedRequest(msgspec.Struct, kw_only=True, frozen=True):
     """One text or several."""
 
+    examples: ClassVar = [{"model": MODEL, "input": ["a cat", "a dog"]}]
+
     model: Model
     input: Inputs
     options: RequestOptions | None = None
@@ -72,10 +75,14 @@ class EmbedRequest(msgspec.Struct, kw_only=True, frozen=True):
 class RerankRequest(msgspec.Struct, kw_only=True, frozen=True):
     """A query and documents to order by relevance to it."""
 
+    examples: ClassVar = [
+        {"model": MODEL, "query": "a pet", "documents": ["a cat", "a sofa"], "top_k": 1}
+    ]
+
     model: Model
     query: str
     documents: list[str]
-    top_k: int | None = None
+    top_k: Top | None = None
 
 
 class Ranked(msgspec.Struct):
@@ -104,8 +111,8 @@ class Root(msgspec.Struct):
 @post(
     "/api/v1/embed",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(list[list[float]], unified_error),
+    opt={INFERENCE: Task.EMBED},
+    responses=answers(list[list[float]]),
 )
 async def embed(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
     """One vector per text."""
@@ -115,8 +122,8 @@ async def embed(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIRespon
 @post(
     "/api/v1/embed_sparse",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(list[list[Weight]], unified_error),
+    opt={INFERENCE: Task.EMBED, KINDS: (Kind.SPARSE,)},
+    responses=answers(list[list[Weight]]),
 )
 async def embed_sparse(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
     """Weights of words per text."""
@@ -134,8 +141,8 @@ async def _embed(request: ApiRequest, data: EmbedRequest, kinds: tuple[Kind, ...
 @post(
     "/api/v1/rerank",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(RerankAnswer, unified_error),
+    opt={INFERENCE: Task.RERANK},
+    responses=answers(RerankAnswer),
 )
 async def rerank(request: ApiRequest, data: JSONBody[RerankRequest]) -> ASGIResponse:
     """Order documents by relevance to a query."""

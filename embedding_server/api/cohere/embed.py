@@ -1,17 +1,18 @@
 """Cohere's embed, versions 1 and 2."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
 from litestar import post
 from litestar.params import JSONBody
 from litestar.response.base import ASGIResponse
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from embedding_server.api.body import ApiRequest
-from embedding_server.api.cohere.answers import AnswerMeta, Billed, cohere_error, meta
+from embedding_server.api.cohere.answers import AnswerMeta, Billed, meta
+from embedding_server.api.declared import INFERENCE, KINDS, MODEL, answers, exactly_one
 from embedding_server.api.encode import (
     base64_row,
     json_items,
@@ -19,16 +20,16 @@ from embedding_server.api.encode import (
     json_vectors,
     quantized,
 )
-from embedding_server.api.errors import answers
 from embedding_server.api.images import image_files
 from embedding_server.api.inference import (
+    UNSUPPORTED,
     Dimensions,
     Model,
     checked_count,
     plain_options,
     respond,
 )
-from embedding_server.api.middleware import INFERENCE, event
+from embedding_server.api.middleware import event
 from embedding_server.api.parts import parts
 from embedding_server.core import Embeddings, Kind, Task
 from embedding_server.errors import BadRequest
@@ -68,10 +69,14 @@ class ImagePart(msgspec.Struct, frozen=True, tag_field="type", tag="image_url"):
     image_url: ImageUrl
 
 
+_ALL_TEXTS = {"items": {"properties": {"type": {"const": "text"}}}}
+_ONE_OR_TEXTS = {"anyOf": [{"maxItems": 1}, _ALL_TEXTS]}
+
+
 class Content(msgspec.Struct, frozen=True):
     """One input: a text, in one part or several, or an image."""
 
-    content: list[TextPart | ImagePart]
+    content: Annotated[list[TextPart | ImagePart], Meta(extra_json_schema=_ONE_OR_TEXTS)]
 
     def input(self) -> Input:
         """The text or the image file; raises `BadRequest` where it is both."""
@@ -85,6 +90,11 @@ class Content(msgspec.Struct, frozen=True):
 class EmbedRequest(msgspec.Struct, kw_only=True, frozen=True):
     """Texts as `texts` or `inputs`, or images; v2 wants an `input_type` for models with prompts."""
 
+    examples: ClassVar = [
+        {"model": MODEL, "texts": ["a cat", "a dog"], "input_type": "search_document"}
+    ]
+    rule: ClassVar = exactly_one("texts", "inputs", "images")
+
     model: Model | None = None
     texts: list[str] | None = None
     inputs: list[Content] | None = None
@@ -93,7 +103,7 @@ class EmbedRequest(msgspec.Struct, kw_only=True, frozen=True):
     embedding_types: list[Form] | None = None
     output_dimension: Dimensions | None = None
     truncate: Truncate = "END"
-    max_tokens: int | None = None
+    max_tokens: Annotated[int | None, Meta(extra_json_schema=UNSUPPORTED)] = None
 
     def input(self) -> list[Input]:
         """What to embed; raises `BadRequest`."""
@@ -152,8 +162,8 @@ class EmbedAnswerV2(msgspec.Struct):
 @post(
     "/v1/embed",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(EmbedAnswerV1, cohere_error),
+    opt={INFERENCE: Task.EMBED, KINDS: (*ONE_VECTOR, Kind.IMAGE)},
+    responses=answers(EmbedAnswerV1),
 )
 async def embed_v1(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
     """Embed texts, or images."""
@@ -163,8 +173,8 @@ async def embed_v1(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIRes
 @post(
     "/v2/embed",
     status_code=200,
-    opt={INFERENCE: True},
-    responses=answers(EmbedAnswerV2, cohere_error),
+    opt={INFERENCE: Task.EMBED, KINDS: (*ONE_VECTOR, Kind.IMAGE)},
+    responses=answers(EmbedAnswerV2),
 )
 async def embed_v2(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
     """Embed texts, or images, by type."""

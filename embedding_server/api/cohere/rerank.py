@@ -1,6 +1,6 @@
 """The rerank route of Cohere, versions 1 and 2, which Jina's and vLLM's clients use too."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 from litestar import post
@@ -9,10 +9,16 @@ from litestar.response.base import ASGIResponse
 from msgspec import UNSET, Meta, UnsetType
 
 from embedding_server.api.body import ApiRequest
-from embedding_server.api.cohere.answers import AnswerMeta, Billed, cohere_error, meta
-from embedding_server.api.errors import answers
-from embedding_server.api.inference import Model, checked_documents, plain_options, respond
-from embedding_server.api.middleware import INFERENCE, event
+from embedding_server.api.cohere.answers import AnswerMeta, Billed, meta
+from embedding_server.api.declared import INFERENCE, MODEL, answers
+from embedding_server.api.inference import (
+    UNSUPPORTED,
+    Model,
+    checked_documents,
+    plain_options,
+    respond,
+)
+from embedding_server.api.middleware import event
 from embedding_server.api.parts import parts
 from embedding_server.core import Task
 from embedding_server.errors import BadRequest
@@ -27,14 +33,18 @@ class Document(msgspec.Struct, frozen=True):
 class RerankRequest(msgspec.Struct, kw_only=True, frozen=True):
     """A query and documents to order by relevance to it."""
 
+    examples: ClassVar = [
+        {"model": MODEL, "query": "a pet", "documents": ["a cat", "a sofa"], "top_n": 1}
+    ]
+
     model: Model | None = None
     query: str
     documents: list[str | Document]
     top_n: Annotated[int, Meta(ge=1)] | None = None
     return_documents: bool | None = None
     max_tokens_per_doc: Annotated[int, Meta(ge=1)] | None = None
-    max_chunks_per_doc: int | None = None
-    rank_fields: list[str] | None = None
+    max_chunks_per_doc: Annotated[int | None, Meta(extra_json_schema=UNSUPPORTED)] = None
+    rank_fields: Annotated[list[str] | None, Meta(extra_json_schema=UNSUPPORTED)] = None
 
     def texts(self) -> list[str]:
         """The documents; raises `BadRequest` for options that are not supported."""
@@ -70,16 +80,16 @@ class RerankAnswer(msgspec.Struct):
     usage: TokenCount
 
 
-_ANSWERS = answers(RerankAnswer, cohere_error)
+_ANSWERS = answers(RerankAnswer)
 
 
-@post("/v1/rerank", status_code=200, opt={INFERENCE: True}, responses=_ANSWERS)
+@post("/v1/rerank", status_code=200, opt={INFERENCE: Task.RERANK}, responses=_ANSWERS)
 async def rerank_v1(request: ApiRequest, data: JSONBody[RerankRequest]) -> ASGIResponse:
     """Order documents by relevance to a query, and send them back unless told not to."""
     return await _rerank(request, data, "1", documents=data.return_documents is not False)
 
 
-@post("/v2/rerank", status_code=200, opt={INFERENCE: True}, responses=_ANSWERS)
+@post("/v2/rerank", status_code=200, opt={INFERENCE: Task.RERANK}, responses=_ANSWERS)
 async def rerank_v2(request: ApiRequest, data: JSONBody[RerankRequest]) -> ASGIResponse:
     """Order documents by relevance to a query."""
     return await _rerank(request, data, "2", documents=data.return_documents is True)

@@ -1,18 +1,22 @@
 """Cohere's tokenize and detokenize."""
 
+from typing import ClassVar
+
 import msgspec
 from litestar import post
 from litestar.params import JSONBody
 
 from embedding_server.api.body import ApiRequest
-from embedding_server.api.cohere.answers import ApiVersion, cohere_error
-from embedding_server.api.errors import answers
-from embedding_server.api.inference import Model, plain_options
+from embedding_server.api.cohere.answers import ApiVersion
+from embedding_server.api.declared import MODEL, answers
+from embedding_server.api.inference import Model, TokenId, plain_options
 from embedding_server.api.parts import parts
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True, frozen=True):
     """A text."""
+
+    examples: ClassVar = [{"model": MODEL, "text": "a cat"}]
 
     model: Model
     text: str
@@ -29,8 +33,10 @@ class TokenizeAnswer(msgspec.Struct):
 class DetokenizeRequest(msgspec.Struct, kw_only=True, frozen=True):
     """Token ids of a text."""
 
+    examples: ClassVar = [{"model": MODEL, "tokens": [5, 6]}]
+
     model: Model
-    tokens: list[int]
+    tokens: list[TokenId]
 
 
 class DetokenizeAnswer(msgspec.Struct):
@@ -43,7 +49,7 @@ class DetokenizeAnswer(msgspec.Struct):
 _META = {"api_version": ApiVersion("1")}
 
 
-@post("/v1/tokenize", status_code=200, responses=answers(TokenizeAnswer, cohere_error))
+@post("/v1/tokenize", status_code=200, responses=answers(TokenizeAnswer))
 async def tokenize(request: ApiRequest, data: JSONBody[TokenizeRequest]) -> TokenizeAnswer:
     """The tokens of a text."""
     (pieces,) = await parts(request).engine.pieces(
@@ -52,7 +58,7 @@ async def tokenize(request: ApiRequest, data: JSONBody[TokenizeRequest]) -> Toke
     return TokenizeAnswer([one.id for one in pieces], [one.text for one in pieces], _META)
 
 
-@post("/v1/detokenize", status_code=200, responses=answers(DetokenizeAnswer, cohere_error))
+@post("/v1/detokenize", status_code=200, responses=answers(DetokenizeAnswer))
 async def detokenize(request: ApiRequest, data: JSONBody[DetokenizeRequest]) -> DetokenizeAnswer:
     """The text of token ids."""
     (text,) = await parts(request).engine.detokenize(data.model, [data.tokens], skip_specials=False)
