@@ -121,7 +121,7 @@ class Metrics:
         self.load_failures = self._counter("model_load_failures", "Loads that failed", "model")
         self.evictions = self._counter(
             "model_evictions",
-            "Models unloaded: for room, because they were idle, or asked to",
+            "Models unloaded: for room, or because they were idle",
             "model",
             "reason",
         )
