@@ -1,6 +1,7 @@
 """The HTTP face: one module per dialect, and one row per dialect here."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -62,17 +63,22 @@ class Face(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, dialects: Collection[str] = DIALECTS) -> "Face":
         """That of these dialects."""
-        shown = [
-            handler
-            for names, handlers in ROUTERS
-            if not set(dialects).isdisjoint(names.split())
-            for handler in handlers
-        ]
+        chosen = [one for names, one in ROUTERS if not set(dialects).isdisjoint(names.split())]
+        shown = list(_first_of_each_path(handler for one in chosen for handler in one))
         routes = {path for one in shown if INFERENCE in (one.opt or {}) for path in one.paths}
         shapes = [shapes for name, shapes in _SHAPES.items() if name in dialects]
         merged = {prefix: shape for one in reversed(shapes) for prefix, shape in one.items()}
         handlers = [*_options([*shown, *ALWAYS]), *shown, *ALWAYS]
         return cls(handlers, frozenset(routes), merged)
+
+
+def _first_of_each_path(handlers: Iterable[Any]) -> Iterator[Any]:
+    """The handlers without those whose path and method an earlier one has."""
+    seen: set[tuple[str, str]] = set()
+    for one in handlers:
+        if seen.isdisjoint(ways := set(itertools.product(one.paths, one.http_methods))):
+            seen |= ways
+            yield one
 
 
 def _options(handlers: Sequence[Any]) -> Iterator[HTTPRouteHandler]:

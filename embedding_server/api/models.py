@@ -92,8 +92,7 @@ def model(request: ApiRequest, name: ModelId) -> ModelCard:
 async def model_or_switch(request: ApiRequest, name: ModelId) -> ModelCard | Switched:
     """One allowed model; behind its id `/load` and `/unload` work too, but POST them."""
     wanted = name.removeprefix("/")
-    switching = wanted.endswith(_SWITCHES) and wanted not in _cards(request)
-    if switching and "unified" in parts(request).settings.dialects:
+    if wanted.endswith(_SWITCHES) and wanted not in _cards(request):
         return await _switched(request, wanted)
     return _card(request, wanted)
 
@@ -172,12 +171,12 @@ HANDLERS: list[tuple[str, list[Any]]] = [
     ("openai cohere", _listing("/v1/models")),
     ("openai fast", _listing("/models")),
     (
-        "openai unified",
+        "unified",
         [
-            get("/api/v1/models", sync_to_thread=False)(models),
             get(_BELOW, opt=_SWITCHING, responses=answers(ModelCard, Switched))(model_or_switch),
+            post(_BELOW, status_code=200, opt={TAILS: _SWITCHES})(switch),
         ],
     ),
-    ("unified", [post(_BELOW, status_code=200, opt={TAILS: _SWITCHES})(switch)]),
+    ("openai unified", _listing("/api/v1/models")),
 ]
-"""By the dialects that have them."""
+"""By the dialects that have them; of two for a path and method the first one is taken."""

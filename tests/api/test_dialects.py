@@ -31,7 +31,8 @@ PATHS = {
     ),
     "unified": (
         "/", "/info", "/api/v1/embed", "/api/v1/embed_sparse", "/api/v1/rerank",
-        "/api/v1/models", "/api/v1/models/{id}",
+        "/api/v1/models", "/api/v1/models/{id}", "/api/v1/models/{id}/load",
+        "/api/v1/models/{id}/unload",
     ),
     "fast": ("/embed", "/embed/batch", "/models", "/models/{id}"),
 }  # fmt: skip
@@ -47,7 +48,7 @@ async def described(client: Client) -> dict[str, Any]:
 def test_names() -> None:
     """The settings know the dialects that have handlers."""
     assert {name for names, _ in ROUTERS for name in names.split()} == set(DIALECTS) == set(PATHS)
-    assert Face.of() == Face.of(DIALECTS)
+    assert Face.of().inference_routes == Face.of(DIALECTS).inference_routes
 
 
 async def test_all(client: Client) -> None:
