@@ -13,6 +13,7 @@ import numpy as np
 import structlog
 
 from embedding_server.core import Item, Vector
+from embedding_server.observability.logging import described
 from embedding_server.observability.metrics import Metrics
 from embedding_server.observability.stages import Call
 from embedding_server.runtime.session import OutOfMemoryError, Session
@@ -164,7 +165,7 @@ class Batcher:
         if isinstance(run.error, OutOfMemoryError):
             self._metrics.out_of_memory.labels(self.name).inc()
         if run.error or (run.exact and not all(run.finite)):
-            reason = repr(run.error) if run.error else "the vector is not finite"
+            reason = described(run.error) if run.error else "the vector is not finite"
             self._metrics.run_failures.labels(self.name).inc()
             log.error("run.failed", model=self.name, texts=len(run.entries), error=reason)
         if run.error:
