@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,30 +16,44 @@ from tests.process import Server, free_port, server
 
 DEMO = "sentence-transformers/all-MiniLM-L6-v2"
 BODY = {"model": DEMO, "text": "Hello, world!"}
-REQUESTS = 60
-"""Their events fit into a pipe that nobody reads."""
+REQUESTS = 150
 
 
 @contextmanager
-def traced(endpoint: str, **env: str) -> Iterator[Server]:
+def traced(endpoint: str, demo: str = "--demo", **env: str) -> Iterator["Traced"]:
     """A server that sends traces and logs there."""
     wanted = {"OTEL_ENABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
     wanted |= {"OTEL_LOGS_ENABLED": "true", "INFERENCE_DRAIN_GRACE_MS": "0"}
-    with server("--demo", "--warmup-ms", "0", cwd=None, **(wanted | env)) as client:
+    with server(*demo.split(), "--warmup-ms", "0", cwd=None, **(wanted | env)) as client:
         client.until("/health/ready")
-        yield client
+        yield Traced(client)
 
 
-def ended(client: Server) -> tuple[list[dict[str, Any]], float]:
-    """The events of a server that is told to stop, and how long that takes."""
-    started = time.monotonic()
-    client.process.send_signal(signal.SIGTERM)
-    output, _ = client.process.communicate(timeout=30)
-    assert client.process.returncode == 0
-    return [json.loads(line) for line in output.splitlines()], time.monotonic() - started
+class Traced:
+    """A server whose output is read all the time: it says more than a pipe holds."""
+
+    def __init__(self, server: Server) -> None:
+        self.get, self.post = server.get, server.post
+        self._process = server.process
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout
+        self._lines.extend(self._process.stdout)
+
+    def ended(self) -> tuple[list[dict[str, Any]], float]:
+        """Its events, now that it is told to stop, and how long that takes."""
+        started = time.monotonic()
+        self._process.send_signal(signal.SIGTERM)
+        assert self._process.wait(30) == 0
+        seconds = time.monotonic() - started
+        self._reader.join(10)
+        return [json.loads(line) for line in self._lines], seconds
 
 
-def answered(client: Server, count: int) -> float:
+def answered(client: Traced, count: int) -> float:
     """Send so many requests, all of which are answered; the median of their seconds."""
     seconds = []
     for _ in range(count):
@@ -57,7 +72,7 @@ def test_everything_is_flushed() -> None:
     """SIGTERM right after requests: their spans and all events are sent before the process ends."""
     with collector() as sink, traced(sink.endpoint, SERVICE_NAME="shop") as client:
         answered(client, 20)
-        events, seconds = ended(client)
+        events, seconds = client.ended()
     assert seconds < 2
     assert len(sink.named("POST /api/embed")) == 20
     assert len(sink.named("run")) == 20
@@ -79,7 +94,7 @@ def test_absent() -> None:
     with traced(f"http://127.0.0.1:{free_port()}") as client:
         answered(client, REQUESTS)
         time.sleep(2.5)  # several tries
-        events, seconds = ended(client)
+        events, seconds = client.ended()
     assert seconds < 6
     (complaint,) = complaints(events)
     assert "UNAVAILABLE" in complaint["reason"]
@@ -97,7 +112,7 @@ def test_slow() -> None:
         answered(client, REQUESTS)
         time.sleep(6)  # longer than an export may take
         answered(client, 10)
-        events, seconds = ended(client)
+        events, seconds = client.ended()
     assert seconds < 6
     assert len(complaints(events)) == 1
 
@@ -114,8 +129,9 @@ def test_dies_and_comes_back() -> None:
             deadline = time.monotonic() + 20
             while not second.named("POST /api/embed"):
                 answered(client, 1)
+                time.sleep(0.1)
                 assert time.monotonic() < deadline
-            events, _ = ended(client)
+            events, _ = client.ended()
     assert len(complaints(events)) <= 1
     assert all(event["status"] == 200 for event in events if event["event"] == "request")
 

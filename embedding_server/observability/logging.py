@@ -74,7 +74,8 @@ def adopt_loguru() -> None:
     from loguru import logger  # noqa: PLC0415 - comes with FastEmbed
 
     logger.remove()
-    logger.add(_ToRoot(), format="{message}", backtrace=False, diagnose=False)
+    # A function: to a text loguru would add the exception and what it says.
+    logger.add(_ToRoot(), format=lambda _: "{message}")
 
 
 class _ToRoot(logging.Handler):
