@@ -23,6 +23,7 @@ from embedding_server.observability.stages import CANCELLED, Batch, Call, Stage,
 
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 """https://www.w3.org/TR/trace-context/: later versions may go on behind a hyphen."""
+_NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _SCOPE = InstrumentationScope("embedding_server", __version__)
 _METHODS = frozenset(
@@ -64,12 +65,11 @@ class Tracer:
     def start(self, traceparent: str, began: float) -> Trace:
         """The trace of a request that has this header, or none where it is empty or wrong."""
         given = _TRACEPARENT.fullmatch(traceparent)
-        if given and (given[1] != "00" or given[5] is None):
+        if given and _valid(given):
+            if not int(given[4], 16) & TraceFlags.SAMPLED:
+                return Trace(began)
             trace_id, parent_id = int(given[2], 16), int(given[3], 16)
-            if trace_id and parent_id:
-                if not int(given[4], 16) & TraceFlags.SAMPLED:
-                    return Trace(began)
-                return Trace(began, trace_id=trace_id, parent_id=parent_id, tell=self._tell)
+            return Trace(began, trace_id=trace_id, parent_id=parent_id, tell=self._tell)
         trace_id = random.getrandbits(128)
         if (trace_id & _LOW_BITS) >= self._bound:
             return Trace(began)
@@ -183,6 +183,11 @@ class Tracer:
 
     def _nanoseconds(self, moment: float) -> int:
         return self._offset + round(moment * 1e9)
+
+
+def _valid(given: re.Match[str]) -> bool:
+    known = given[1] != "00" or given[5] is None
+    return known and given[2] != _NO_TRACE and given[3] != _NO_SPAN
 
 
 _UNSET = Status(StatusCode.UNSET)
