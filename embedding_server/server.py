@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from embedding_server import __version__
 from embedding_server.app import App, create_app
 from embedding_server.errors import SettingsError, StartupError
-from embedding_server.observability.logging import configure
+from embedding_server.observability.logging import configure, loop_failed
 from embedding_server.settings import Settings
 
 SWITCH_SECONDS = 1e-4
@@ -52,6 +52,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to accept connections."""
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(loop_failed)
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - its signature
@@ -80,6 +81,7 @@ class _Transport:
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(loop_failed)
         self._written: list[bytes] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -116,7 +118,14 @@ def run(settings: Settings) -> None:
     Raises:
         StartupError: the address is not free, a certificate cannot be read, or a model is unknown.
     """
-    configure(settings)
+    close_log = configure(settings)
+    try:
+        _serve(settings)
+    finally:
+        close_log()
+
+
+def _serve(settings: Settings) -> None:
     certificate, key = _tls(settings)
     app = create_app(settings)
     listener = _listen(settings.hostname, settings.port)

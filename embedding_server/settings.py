@@ -210,6 +210,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     service_name: Annotated[str, _field("name in `target_info` and logs", "SERVICE_NAME")] = (
         "embedding-inference-api"
     )
+    otel_enabled: Annotated[
+        bool, _field("send traces by OTLP; nothing is loaded for it otherwise", "OTEL_ENABLED")
+    ] = False
+    otel_endpoint: Annotated[
+        str, _field("the collector, gRPC, `http://` or `https://`", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    ] = "http://localhost:4317"
+    otel_sample_ratio: Annotated[
+        float,
+        _field(
+            "share of requests to trace, where the client does not say", "OTEL_SAMPLE_RATIO", le=1
+        ),
+    ] = 1.0
+    otel_logs_enabled: Annotated[
+        bool, _field("with `OTEL_ENABLED`: send log events too", "OTEL_LOGS_ENABLED")
+    ] = False
     log_format: Annotated[Literal["json", "pretty"], _field("form of log lines", "LOG_FORMAT")] = (
         "json"
     )

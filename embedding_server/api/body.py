@@ -6,6 +6,7 @@ is called; `ApiRequest` lets Litestar decode JSON straight into the handler's `d
 """
 
 import asyncio
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from embedding_server.serving.admission import AdmissionQueue
 
 _CHARGED_UNREAD = 1 << 20
 """Bytes of a body that are charged before any has arrived; more of them once they do."""
+_VALUE = re.compile(r"^(Invalid (?:enum )?value) .*?( - at `\$[^`]*`)?$", re.DOTALL)
+"""What msgspec says of a value that is none of those allowed: all of it but the value."""
 PART_SECONDS = 10.0
 """Longest pause between parts of a body."""
 
@@ -54,7 +57,8 @@ class ApiRequest(Request[Any, Any, State]):
         except RecursionError as exc:
             raise BadRequest("the JSON is nested too deeply") from exc
         except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
-            raise BadRequest(f"the JSON body cannot be used: {exc}") from exc
+            fault = _VALUE.sub(r"\1\2", str(exc))
+            raise BadRequest(f"the JSON body cannot be used: {fault}") from exc
 
 
 class ByteBudget:

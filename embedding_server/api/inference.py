@@ -1,6 +1,7 @@
 """What the inference routes of all dialects share: common fields, the deadline, the answer."""
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal, TypeVar, cast
@@ -22,6 +23,7 @@ from embedding_server.api.middleware import client_of, event
 from embedding_server.api.parts import parts
 from embedding_server.core import Embeddings, Side, Tokens, Usage, Vector
 from embedding_server.errors import BadRequest
+from embedding_server.observability.stages import CURRENT
 from embedding_server.serving.options import Options
 
 MAX_TIMEOUT_MS = 3_600_000
@@ -182,15 +184,22 @@ async def respond(
 ) -> ASGIResponse:
     """The JSON `body` with `headers` and those and log fields of `usage`, compressed if wanted."""
     fields = event(request.scope)
-    fields.update(model=model, texts=texts, tokens=usage.tokens, truncated=usage.truncated)
+    fields.update(
+        model=model,
+        texts=texts,
+        tokens=usage.tokens,
+        truncated=usage.truncated,
+        queue_ms=round(1000 * usage.waited),
+        run_ms=round(1000 * usage.running),
+    )
     if usage.predicted:
-        fields.update(
-            queue_ms=round(1000 * usage.waited), predicted_queue_ms=round(1000 * usage.predicted)
-        )
+        fields["predicted_queue_ms"] = round(1000 * usage.predicted)
     said = {"X-Model-Fingerprint": usage.fingerprint, **headers}
     if usage.truncated:
         said["X-Truncated-Inputs"] = str(usage.truncated)
     if parts(request).settings.compress:
         body, more = await compressed(body, request.headers.get("accept-encoding", ""))
         said |= more
+    if trace := CURRENT.get():
+        trace.encoded = time.perf_counter()
     return ASGIResponse(body=body, media_type="application/json", headers=said)

@@ -9,15 +9,19 @@ import re
 import secrets
 import time
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPResponseStartEvent, Message, Receive, Scope, Send
 from litestar.utils import normalize_path
 
-from embedding_server.observability.metrics import Metrics
+from embedding_server.observability.metrics import OTHER_MODEL, Metrics
+from embedding_server.observability.stages import CURRENT, Trace
 from embedding_server.serving.admission import AdmissionQueue
+
+if TYPE_CHECKING:
+    from embedding_server.observability.tracing import Tracer
 
 CALLER = "caller"
 """Key of a connection's state: the name of its API key."""
@@ -59,15 +63,22 @@ class RequestLog:
         app: the application.
         queue: its live numbers go into the headers of inference routes.
         routes: paths of these.
+        tracer: is told of requests; None: nobody traces them.
     """
 
     def __init__(
-        self, app: ASGIApp, queue: AdmissionQueue, routes: Collection[str], metrics: Metrics
+        self,
+        app: ASGIApp,
+        queue: AdmissionQueue,
+        routes: Collection[str],
+        metrics: Metrics,
+        tracer: "Tracer | None" = None,
     ) -> None:
         self._app = app
         self._queue = queue
         self._routes = routes
         self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -77,10 +88,16 @@ class RequestLog:
         started = time.perf_counter()
         wanted = header(scope, b"x-request-id")
         name = wanted if _REQUEST_ID.fullmatch(wanted) else secrets.token_hex(16)
-        scope.setdefault("state", {})["event"] = fields = {"request_id": name}
+        scope.setdefault("state", {})["event"] = fields = dict[str, Any](request_id=name)
         # As the router reads it: with other slashes a path would get around the guard.
         path = scope["path"] = normalize_path(scope["path"])
-        status, size = 0, 0
+        status, size, watched = 0, 0, not path.startswith(OPERATIONS)
+        trace = Trace(started)
+        if self._tracer and watched:
+            trace = self._tracer.start(header(scope, b"traceparent"), started)
+            if trace.sampled:
+                fields |= {"trace_id": f"{trace.trace_id:032x}", "span_id": f"{trace.span_id:016x}"}
+        token = CURRENT.set(trace)
 
         async def observe(message: Message) -> None:
             nonlocal status, size
@@ -94,11 +111,13 @@ class RequestLog:
         try:
             await self._app(scope, receive, observe)
         finally:
-            if not path.startswith(OPERATIONS):
+            CURRENT.reset(token)
+            if watched:
                 seconds = time.perf_counter() - started
+                fields |= {"status": status, "bytes": size}
                 # After the answer has left: the server sends it at the end of this turn.
                 loop = asyncio.get_running_loop()
-                loop.call_soon(self._record, scope, fields, status, size, seconds)
+                loop.call_soon(self._record, scope, fields, trace, seconds)
 
     def _add_headers(self, message: HTTPResponseStartEvent, scope: Scope, name: str) -> None:
         queue = self._queue
@@ -116,18 +135,21 @@ class RequestLog:
             headers.append((b"connection", b"close"))
         message["headers"] = [*message["headers"], *headers]
 
-    def _record(
-        self, scope: Scope, fields: dict[str, Any], status: int, size: int, seconds: float
-    ) -> None:
+    def _record(self, scope: Scope, fields: dict[str, Any], trace: Trace, seconds: float) -> None:
         endpoint = scope.get("path_template") or "unmatched"
         method = str(scope.get("method"))
-        self._metrics.record_http(endpoint, method, str(status or "cancelled"), seconds)
+        status = str(fields["status"] or "cancelled")
+        self._metrics.record_http(endpoint, method, status, seconds)
+        if caller := scope["state"].get(CALLER):
+            fields["key"] = caller
+        if trace.calls:
+            fields.setdefault("model", trace.calls[0].model or OTHER_MODEL)
         log.info(
             "request",
             method=method,
             endpoint=endpoint,
-            status=status,
             ms=round(seconds * 1000, 2),
-            bytes=size,
             **fields,
         )
+        if self._tracer and trace.sampled:
+            self._tracer.finish(trace, scope, fields, seconds)

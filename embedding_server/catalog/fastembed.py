@@ -12,6 +12,7 @@ import msgspec
 
 from embedding_server.core import FastEmbedModel, Kind, Markers, ModelSpec, Origin, Pooling
 from embedding_server.errors import StartupError
+from embedding_server.observability.logging import adopt_loguru
 
 STATIC_TOKENS = 512
 """FastEmbed's own limit for static models, whose files say none."""
@@ -143,6 +144,7 @@ def listings() -> tuple[type[Any], ...]:
     from fastembed.late_interaction.token_embeddings import TokenEmbeddingsModel  # noqa: PLC0415
     from fastembed.rerank.cross_encoder import TextCrossEncoder  # noqa: PLC0415
 
+    adopt_loguru()
     return (
         *TextEmbedding.EMBEDDINGS_REGISTRY,
         *SparseTextEmbedding.EMBEDDINGS_REGISTRY,

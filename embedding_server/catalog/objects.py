@@ -29,6 +29,7 @@ from embedding_server.core import (
     Vector,
     Vectors,
 )
+from embedding_server.observability.logging import described
 from embedding_server.runtime.encoder import NO_IDS, InputError
 from embedding_server.runtime.session import CPU, SessionError, Stop, Threads
 from embedding_server.runtime.tokenizer import MOST_CHARS_PER_TOKEN, Tokenizer
@@ -172,7 +173,7 @@ class ObjectSession:
                 for vector in self._call(method, [item.content for item in group])
             ]
         except Exception as exc:  # whatever its libraries raise
-            raise SessionError(str(exc)) from exc
+            raise SessionError(described(exc)) from exc
 
     def sample(self, tokens: int) -> Passage:
         """See `Session`."""

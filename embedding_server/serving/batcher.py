@@ -13,7 +13,9 @@ import numpy as np
 import structlog
 
 from embedding_server.core import Item, Vector
+from embedding_server.observability.logging import described
 from embedding_server.observability.metrics import Metrics
+from embedding_server.observability.stages import Call
 from embedding_server.runtime.session import OutOfMemoryError, Session
 from embedding_server.serving.cost import Shape, Work
 from embedding_server.serving.device import Device, Run
@@ -34,7 +36,9 @@ class RunError(Exception):
 class Job:
     """The texts of one request: vectors come in any order, the future completes with the last."""
 
-    def __init__(self, texts: int) -> None:
+    def __init__(self, texts: int, call: Call | None) -> None:
+        self.call = call
+        """Whose they are, where that is traced."""
         self.vectors: list[Vector] = [_NOTHING] * texts
         self.missing = texts
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -111,15 +115,17 @@ class Batcher:
                 self._exact = self._open_exact()
             return self._exact
 
-    async def embed(self, items: Sequence[Item], client: str = "") -> list[Vector]:
-        """Raw vectors, in order; clients take turns.
+    async def embed(
+        self, items: Sequence[Item], client: str = "", call: Call | None = None
+    ) -> list[Vector]:
+        """Raw vectors, in order; clients take turns. A `call` that is traced learns of its runs.
 
         Cancelling the caller takes what has not started out of line.
 
         Raises:
             RunError: the model failed on one of these texts.
         """
-        job = Job(len(items))
+        job = Job(len(items), call if call and call.trace else None)
         schedule = self._device.schedule
         entries = schedule.add(self, Lane.of(len(items)), client, job, items)
         self._device.dispatch()
@@ -159,7 +165,7 @@ class Batcher:
         if isinstance(run.error, OutOfMemoryError):
             self._metrics.out_of_memory.labels(self.name).inc()
         if run.error or (run.exact and not all(run.finite)):
-            reason = repr(run.error) if run.error else "the vector is not finite"
+            reason = described(run.error) if run.error else "the vector is not finite"
             self._metrics.run_failures.labels(self.name).inc()
             log.error("run.failed", model=self.name, texts=len(run.entries), error=reason)
         if run.error:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import structlog
 
-from embedding_server.core import Vector, Vectors, values
+from embedding_server.core import Precision, Vector, Vectors, values
 from embedding_server.observability.metrics import Metrics
+from embedding_server.observability.stages import Batch
 from embedding_server.runtime.session import OutOfMemoryError, Stop
 from embedding_server.serving.cost import Shape
 from embedding_server.serving.memory import MemoryGate
@@ -64,7 +65,10 @@ class Run:
         """Whether each vector is."""
         self.error: BaseException | None = None
         self.started = 0.0
-        self.seconds = 0.0
+        self.began = self.seconds = 0.0
+        """When the session was called, by `time.perf_counter`, and how long it took."""
+        self.traced: Batch | None = None
+        """What the traces of its requests show of it, if any does."""
 
     @property
     def hung(self) -> float:
@@ -89,7 +93,7 @@ class Run:
 
         An error of the session is kept; what is no `Exception` is kept and raised.
         """
-        started = time.perf_counter()
+        self.began = time.perf_counter()
         try:
             items = [entry.item for entry in self.entries]
             session = self.batcher.exact() if self.exact else self.batcher.session
@@ -102,7 +106,25 @@ class Run:
             if not isinstance(exc, Exception):
                 raise
         finally:
-            self.seconds = time.perf_counter() - started
+            self.seconds = time.perf_counter() - self.began
+
+    def trace(self) -> None:
+        """Let the requests that are traced know that it starts."""
+        jobs = dict.fromkeys(entry.job for entry in self.entries)
+        if calls := [job.call for job in jobs if job.call]:
+            texts, longest, tokens, _ = self.shape
+            session = self.batcher.session
+            self.traced = Batch(
+                calls,
+                model=self.batcher.name,
+                provider=session.provider,
+                precision=Precision.FP32 if self.exact else session.precision,
+                exact=self.exact,
+                requests=len(jobs),
+                texts=texts,
+                longest=longest,
+                tokens=tokens,
+            )
 
     def sort(self) -> "tuple[list[tuple[Entry, Vector]], list[Run], list[Entry]]":
         """What came of each entry: vectors to deliver, runs to try next, entries that failed.
@@ -232,6 +254,7 @@ class Device:
                 return
             run.started = time.monotonic()
             run.batcher.ceiling.starts(run.batcher.cost.tokens(run.shape))
+            run.trace()
             self.runs += 1
             self._running[run] = run.batcher.threads  # a wide one shares with whoever comes
             self._inbox.put(run)
@@ -273,6 +296,9 @@ class Device:
 
     def _finish(self, run: Run) -> None:
         del self._running[run]
+        if run.traced:
+            error = type(run.error).__name__ if run.error else ""
+            run.traced.end(run.began, run.seconds, error)
         if run.abandoned:
             self.dispatch()
             if not run.error:

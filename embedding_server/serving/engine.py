@@ -38,6 +38,7 @@ from embedding_server.errors import (
     UnsupportedModel,
 )
 from embedding_server.observability.metrics import OTHER_MODEL, Metrics
+from embedding_server.observability.stages import Call, Stage
 from embedding_server.runtime.encoder import InputError
 from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.admission import AdmissionQueue
@@ -57,6 +58,9 @@ from embedding_server.serving.schedule import Lane
 
 T = TypeVar("T")
 
+_OPERATIONS = {Task.EMBED: "embeddings", Task.RERANK: "rerank"}
+"""What OpenTelemetry calls them; it has no word for the second."""
+
 Prompted = Callable[[Model], Sequence[Text]]
 """The texts of a request, as its model wants them; what it wants its files say."""
 
@@ -67,26 +71,6 @@ class _Raw(msgspec.Struct, frozen=True):
     vectors: list[Vector]
     model: Model
     usage: Usage
-
-
-class Stages:
-    """Where the time of a request went, for whoever asks why it took so long."""
-
-    def __init__(self) -> None:
-        self._spent: dict[str, float] = {}
-        self.enter("waiting for the model to load")
-
-    def enter(self, stage: str) -> None:
-        """The next stage begins."""
-        self._spent[stage] = time.perf_counter()
-
-    def __str__(self) -> str:
-        starts = [*self._spent.values(), time.perf_counter()]
-        seconds = [end - start for start, end in itertools.pairwise(starts)]
-        return ", ".join(
-            f"{1000 * spent:.0f} ms {stage}"
-            for stage, spent in zip(self._spent, seconds, strict=True)
-        )
 
 
 class Engine:
@@ -128,7 +112,7 @@ class Engine:
             ServiceUnavailable, ModelLoadError, DeadlineExceeded: it came at a bad time.
             EmbeddingError: the model failed on it.
         """
-        with self._observed(Task.EMBED, name, len(inputs)) as spec:
+        with self._observed(Task.EMBED, name, len(inputs)) as (spec, call):
             check_options(options)
             self._check_lengths(inputs, _text_name)
 
@@ -140,7 +124,7 @@ class Engine:
                 check_model(spec, inputs, options, kinds)
             images = any(isinstance(one, bytes) for one in inputs)
             with _translated(_image_name if images else _text_name, EmbeddingError):
-                raw = await self._run(spec, texts, options)
+                raw = await self._run(spec, texts, options, call)
             kind = raw.model.spec.kind
             finish = partial(
                 finished,
@@ -165,10 +149,10 @@ class Engine:
         Raises:
             RerankError: the model failed; the others as in `embed`.
         """
-        with self._observed(Task.RERANK, name, len(documents)) as spec:
+        with self._observed(Task.RERANK, name, len(documents)) as (spec, call):
             if top is not None and top < 1:
                 raise BadRequest(f"top_k and top_n must be at least 1, got {top}")
-            found, usage = await self._scored(spec, [query], documents, options)
+            found, usage = await self._scored(spec, [query], documents, options, call)
             order = np.argsort(-found, kind="stable")[:top].tolist()
             return Ranking(order, [float(found[index]) for index in order], usage)
 
@@ -179,12 +163,17 @@ class Engine:
 
         Raises as `rerank` does.
         """
-        with self._observed(Task.RERANK, name, len(documents)) as spec:
-            found, usage = await self._scored(spec, queries, documents, options)
+        with self._observed(Task.RERANK, name, len(documents)) as (spec, call):
+            found, usage = await self._scored(spec, queries, documents, options, call)
             return found.tolist(), usage
 
     async def _scored(
-        self, spec: ModelSpec, queries: Sequence[str], documents: Sequence[str], options: Options
+        self,
+        spec: ModelSpec,
+        queries: Sequence[str],
+        documents: Sequence[str],
+        options: Options,
+        call: Call,
     ) -> tuple[Rows, Usage]:
         count = len(queries)
         pairs = False
@@ -209,7 +198,7 @@ class Engine:
 
         self._check_lengths([*queries, *documents], name_of)
         with _translated(name_of, RerankError):
-            raw = await self._run(spec, texts, options)
+            raw = await self._run(spec, texts, options, call)
         kind = raw.model.spec.kind
         found = await _off_loop(kind, partial(scores, kind, raw.vectors, count))
         return found if options.raw_scores else relevance(kind, found), raw.usage
@@ -266,31 +255,32 @@ class Engine:
             raise BadRequest(f"{count} this: name one in INFERENCE_DEFAULT_MODEL")
         return next(iter(fitting))
 
-    async def _run(self, spec: ModelSpec, texts: Prompted, options: Options) -> _Raw:
+    async def _run(self, spec: ModelSpec, texts: Prompted, options: Options, call: Call) -> _Raw:
         """Raw vectors within the client's deadline."""
         if self.queue.draining:
             raise self.queue.refusal("draining", "the server is shutting down")
-        stages = Stages()
         if options.timeout is None:
-            return await self._embed(spec, texts, options, stages)
+            return await self._embed(spec, texts, options, call)
         try:
             async with asyncio.timeout(options.timeout):
-                return await self._embed(spec, texts, options, stages)
+                return await self._embed(spec, texts, options, call)
         except TimeoutError as exc:
             self.metrics.expired.inc()
-            raise DeadlineExceeded(f"not done within {options.timeout:g} s: {stages}") from exc
+            raise DeadlineExceeded(f"not done within {options.timeout:g} s: {call}") from exc
 
     async def _embed(
-        self, spec: ModelSpec, prompted: Prompted, options: Options, stages: Stages
+        self, spec: ModelSpec, prompted: Prompted, options: Options, call: Call
     ) -> _Raw:
+        call.enter(Stage.LOAD)
+        call.cold = self.registry.residents[spec.id].model is None
         with await self.registry.lease(spec) as model:
             texts = prompted(model)
             if not texts:
                 return _Raw([], model, Usage(fingerprint=model.fingerprint))
-            stages.enter("waiting for admission")
+            call.enter(Stage.ADMISSION)
             work, lane = model.estimate(texts), Lane.of(len(texts))
             with await self.queue.permit(work, lane, options.client) as permit:
-                stages.enter("tokenising")
+                call.enter(Stage.TOKENIZE)
                 tokenizing = time.perf_counter()
                 if options.document_tokens:
                     texts = await model.shorten(texts, options.document_tokens)
@@ -302,13 +292,13 @@ class Engine:
                 if model.batcher.ceiling.holds_back(max(lengths)):
                     message = f"{max(lengths)} tokens do not fit into the GPU's memory now"
                     raise self.queue.refusal("gpu_memory", message)
-                stages.enter("in the model's queue and runs")
+                call.enter(Stage.RUN)
                 running = time.perf_counter()
                 items = [one.item for one in encodings]
-                vectors = await model.batcher.embed(items, options.client)
+                vectors = await model.batcher.embed(items, options.client, call)
             if model.spec.uncut:
                 vectors = [one[..., : model.spec.dimensions] for one in vectors]
-            usage = Usage(
+            call.usage = usage = Usage(
                 fingerprint=model.fingerprint,
                 tokens=sum(lengths),
                 truncated=sum(one.truncated for one in encodings),
@@ -327,16 +317,20 @@ class Engine:
                 raise BadRequest(f"{name(index)} has {size}")
 
     @contextmanager
-    def _observed(self, task: Task, name: str, items: int) -> Iterator[ModelSpec]:
+    def _observed(self, task: Task, name: str, items: int) -> Iterator[tuple[ModelSpec, Call]]:
         """Resolve the model and count the request under its id and outcome."""
-        started, label, status = time.perf_counter(), OTHER_MODEL, "error"
+        call, status = Call(_OPERATIONS[task], items), "error"
         try:
-            label = self.catalog.resolve(name, task).id
-            spec = self.registry.residents[label].spec
-            yield spec
+            call.model = self.catalog.resolve(name, task).id
+            yield self.registry.residents[call.model].spec, call
             status = "success"
+        except BaseException as exc:
+            call.end(exc)
+            raise
+        else:
+            call.end(None)
         finally:
-            seconds = time.perf_counter() - started
+            seconds, label = call.ended - call.began, call.model or OTHER_MODEL
             self.metrics.record_request(task, label, status, items, seconds)
 
 
