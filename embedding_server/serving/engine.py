@@ -5,6 +5,7 @@ tokenise, run, finish the vectors. Overload is refused before the first token is
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
