@@ -128,14 +128,13 @@ async def test_rerank(serve: Serve, sink: Collector) -> None:
     assert values(call.attributes)["gen_ai.operation.name"] == "rerank"
 
 
-async def test_several_calls(serve: Serve, sink: Collector) -> None:
-    """A request that asks for several things at once has a branch for each."""
+async def test_score(serve: Serve, sink: Collector) -> None:
+    """Pairs of other dialects are one call, too."""
     body = {"model": "tiny", "text_1": ["the", "a"], "text_2": ["of", "and"]}
     async with traced(serve, sink) as client:
         assert (await client.post("/v1/score", json=body)).status_code == 200
-    ((name, branches),) = sink.tree(root(sink).trace_id)
-    assert name == "POST /v1/score"
-    assert [branch for branch, _ in branches] == ["rerank tiny", "rerank tiny", "encode"]
+    tree = [("rerank tiny", ANSWERED), ("encode", [])]
+    assert sink.tree(root(sink).trace_id) == [("POST /v1/score", tree)]
     assert_nested(sink)
 
 
