@@ -123,6 +123,8 @@ def create_app(settings: Settings) -> App:
         created=int(time.time()),
     )
 
+    metrics.ready.set_function(lambda: parts.readiness.check().ready)
+
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         device.start()

@@ -16,7 +16,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPResponseStartEvent, Message, Receive, Scope, Send
 from litestar.utils import normalize_path
 
-from embedding_server.observability.metrics import Metrics
+from embedding_server.observability.metrics import EXEMPLAR, Metrics
 from embedding_server.serving.admission import AdmissionQueue
 
 INFERENCE = "inference"
@@ -29,6 +29,12 @@ OPERATIONS = ("/health", "/metrics", "/swagger-ui", "/api/openapi.json")
 """Paths that begin so are an operator's: no log event, no HTTP metrics, no key."""
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_SAMPLED = re.compile(
+    r"(?!ff|00.{53}.)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f][13579bdf]"
+    r"(?:-.*)?"
+)
+"""A `traceparent` of a trace that somebody keeps: https://www.w3.org/TR/trace-context/."""
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 log = structlog.get_logger()
 
@@ -81,6 +87,11 @@ class RequestLog:
         wanted = header(scope, b"x-request-id")
         name = wanted if _REQUEST_ID.fullmatch(wanted) else secrets.token_hex(16)
         scope.setdefault("state", {})["event"] = fields = {"request_id": name}
+        exemplar = None
+        if (parent := header(scope, b"traceparent")) and (found := _SAMPLED.fullmatch(parent)):
+            fields["trace_id"] = found[1]
+            exemplar = {"trace_id": found[1]}
+        EXEMPLAR.set(exemplar)
         # As the router reads it: with other slashes a path would get around the guard.
         path = scope["path"] = normalize_path(scope["path"])
         status, size = 0, 0
@@ -123,8 +134,11 @@ class RequestLog:
         self, scope: Scope, fields: dict[str, Any], status: int, size: int, seconds: float
     ) -> None:
         endpoint = scope.get("path_template") or "unmatched"
-        method = str(scope.get("method"))
-        self._metrics.record_http(endpoint, method, str(status or "cancelled"), seconds)
+        method, word = str(scope.get("method")), str(status or "cancelled")
+        known = method if method in _METHODS else "other"
+        self._metrics.record_http(endpoint, known, word, seconds)
+        if key := scope["state"].get(CALLER):
+            self._metrics.record_key(key, word, fields.get("tokens", 0))
         log.info(
             "request",
             method=method,
