@@ -13,7 +13,8 @@ run: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/pytest
 
-# Adds what needs a browser (the Debian packages chromium and chromium-driver) and the real clients.
+# Adds what needs a browser (the Debian packages chromium and chromium-driver), Prometheus (prometheus)
+# and the real clients.
 test-all: $(INSTALLED) test-clients
 	$(BIN)/pytest -m "not gpu"
 

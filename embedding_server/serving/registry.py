@@ -335,13 +335,13 @@ class Registry:
 
     def _unload(self, resident: Resident, reason: str) -> None:
         name, models = resident.spec.id, [resident.model]
+        if resident.model:
+            self._metrics.model_info.remove(*_way(name, resident.model))
         resident.model = resident.loading = None
         resident.state = State.UNLOADED
         resident.closing = False
         resident.settled.clear()
         self._metrics.model_ready.labels(name).set(0)
-        if resident.model:
-            self._metrics.model_info.remove(*_way(name, resident.model))
         self._metrics.evictions.labels(name, reason).inc()
         log.info("model.unloaded", model=name, reason=reason)
         if resident.waiting:
