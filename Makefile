@@ -14,8 +14,8 @@ run: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/pytest
 
-# Adds what needs a browser (the Debian packages chromium and chromium-driver), the real clients, and
-# requests made up from our OpenAPI document.
+# Adds what needs Debian's chromium, chromium-driver and prometheus, the real clients, and requests
+# made up from our OpenAPI document.
 test-all: $(INSTALLED) $(FUZZER) test-clients
 	$(BIN)/pytest -m "not gpu"
 	$(BIN)/python -m tests.fuzz --examples 100

@@ -78,14 +78,7 @@ def create_app(settings: Settings) -> App:
     cores = settings.threads or usable_cores()
     device = Device(cores, settings.max_batch_tokens, memory, metrics)
     tokenizing = ThreadPoolExecutor(1, "tokenize")
-    queue = AdmissionQueue(
-        max_requests=settings.max_concurrent_requests,
-        max_batches=max(_BATCHES_ADMITTED, _BATCHES_PER_CORE * device.cores),
-        max_depth=settings.max_queue_depth,
-        timeout=settings.queue_timeout_ms / 1000,
-        cores=device.cores,
-        metrics=metrics,
-    )
+    queue = _queue(settings, device, metrics)
     loader = Loader(device, RunPlan.of(settings), Locator(settings), tokenizing, metrics)
     registry = Registry(
         catalog.models.values(),
@@ -124,6 +117,7 @@ def create_app(settings: Settings) -> App:
         started=time.monotonic(),
         created=int(time.time()),
     )
+    metrics.ready.set_function(lambda: parts.readiness.check().ready)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -155,6 +149,17 @@ def _tracer(settings: Settings) -> tuple["Tracer | None", Callable[[], None]]:
     from embedding_server.observability.otlp import open_tracer  # noqa: PLC0415
 
     return open_tracer(settings)
+
+
+def _queue(settings: Settings, device: Device, metrics: Metrics) -> AdmissionQueue:
+    return AdmissionQueue(
+        max_requests=settings.max_concurrent_requests,
+        max_batches=max(_BATCHES_ADMITTED, _BATCHES_PER_CORE * device.cores),
+        max_depth=settings.max_queue_depth,
+        timeout=settings.queue_timeout_ms / 1000,
+        cores=device.cores,
+        metrics=metrics,
+    )
 
 
 def _monitor(settings: Settings) -> Monitor | None:

@@ -7,6 +7,8 @@ import signal
 import socket
 import ssl
 import sys
+from _ssl import _test_decode_cert  # type: ignore[attr-defined]
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -128,6 +130,8 @@ def run(settings: Settings) -> None:
 def _serve(settings: Settings) -> None:
     certificate, key = _tls(settings)
     app = create_app(settings)
+    if certificate:
+        app.parts.metrics.certificate.set_function(partial(_expiry, certificate))
     listener = _listen(settings.hostname, settings.port)
     config = uvicorn.Config(
         app,
@@ -171,6 +175,15 @@ def _tls(settings: Settings) -> tuple[Path | None, Path | None]:
             f"TLS_SERVER_CERT_PATH={str(certificate)!r}, TLS_SERVER_KEY_PATH={str(key)!r}: {exc}"
         ) from exc
     return certificate, key
+
+
+def _expiry(certificate: Path) -> float:
+    """When the first certificate of a file expires, since 1970; NaN where it cannot be read."""
+    try:
+        decoded = _test_decode_cert(str(certificate))  # the only way there in Python itself
+        return ssl.cert_time_to_seconds(decoded["notAfter"])
+    except (OSError, ValueError):
+        return math.nan
 
 
 def _listen(hostname: str, port: int) -> socket.socket:

@@ -1,6 +1,7 @@
 """The server as a process: start, signals, mistakes."""
 
 import json
+import re
 import signal
 import socket
 import ssl
@@ -220,3 +221,8 @@ def test_https(tmp_path: Path) -> None:
             body = {"model": DEMO, "input": ["Hello"] * 100}
             answer = client.post("/api/embed", json=body)
             assert len(answer.json()["embeddings"]) == 100
+            shown = re.search(
+                r"^inference_certificate_\w+ (\S+)", client.get("/metrics").text, re.M
+            )
+            assert shown
+            assert float(shown[1]) == pytest.approx(time.time() + 86400, abs=600)

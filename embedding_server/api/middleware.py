@@ -16,7 +16,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPResponseStartEvent, Message, Receive, Scope, Send
 from litestar.utils import normalize_path
 
-from embedding_server.observability.metrics import OTHER_MODEL, Metrics
+from embedding_server.observability.metrics import EXEMPLAR, OTHER_MODEL, Metrics
 from embedding_server.observability.stages import CURRENT, Trace
 from embedding_server.serving.admission import AdmissionQueue
 
@@ -30,6 +30,12 @@ OPERATIONS = ("/health", "/metrics", "/swagger-ui", "/api/openapi.json")
 """Paths that begin so are an operator's: no log event, no HTTP metrics, no key."""
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_SAMPLED = re.compile(
+    r"(?!ff|00.{53}.)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f][13579bdf]"
+    r"(?:-.*)?"
+)
+"""A `traceparent` of a trace that somebody keeps: https://www.w3.org/TR/trace-context/."""
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 log = structlog.get_logger()
 
@@ -97,6 +103,9 @@ class RequestLog:
             trace = self._tracer.start(header(scope, b"traceparent"), started)
             if trace.sampled:
                 fields |= {"trace_id": f"{trace.trace_id:032x}", "span_id": f"{trace.span_id:016x}"}
+        elif parent := _SAMPLED.fullmatch(header(scope, b"traceparent")):
+            fields["trace_id"] = parent[1]
+        EXEMPLAR.set({"trace_id": fields["trace_id"]} if "trace_id" in fields else None)
         token = CURRENT.set(trace)
 
         async def observe(message: Message) -> None:
@@ -137,11 +146,12 @@ class RequestLog:
 
     def _record(self, scope: Scope, fields: dict[str, Any], trace: Trace, seconds: float) -> None:
         endpoint = scope.get("path_template") or "unmatched"
-        method = str(scope.get("method"))
-        status = str(fields["status"] or "cancelled")
-        self._metrics.record_http(endpoint, method, status, seconds)
+        method, status = str(scope.get("method")), str(fields["status"] or "cancelled")
+        known = method if method in _METHODS else "other"
+        self._metrics.record_http(endpoint, known, status, seconds)
         if caller := scope["state"].get(CALLER):
             fields["key"] = caller
+            self._metrics.record_key(caller, status, fields.get("tokens", 0))
         if trace.calls:
             fields.setdefault("model", trace.calls[0].model or OTHER_MODEL)
         log.info(

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from embedding_server.errors import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS, ServiceUnavailable
-from embedding_server.observability.metrics import Metrics
+from embedding_server.observability.metrics import EXEMPLAR, Metrics
 from embedding_server.serving.cost import Work
 from embedding_server.serving.forecast import Promises
 from embedding_server.serving.gate import Gate, Waiter
@@ -85,6 +85,9 @@ class AdmissionQueue:
         self._gates = {lane: Gate(cores) for lane in Lane}
         self._promises = Promises()
         metrics.queue_depth.set_function(lambda: self.depth)
+        metrics.queue_capacity.set(max_depth)
+        metrics.estimated_wait.set_function(lambda: self.estimated_wait(""))
+        metrics.draining.set_function(lambda: self.draining)
         metrics.admitted_requests.set_function(lambda: self._inside)
         metrics.admitted_work.set_function(
             lambda: sum(gate.inside_seconds for gate in self._gates.values())
@@ -138,7 +141,7 @@ class AdmissionQueue:
                 gate.enter(work)
         finally:
             permit.waited = time.monotonic() - started
-            self._metrics.queue_wait.observe(permit.waited)
+            self._metrics.queue_wait.observe(permit.waited, EXEMPLAR.get())
         if permit.predicted_wait:
             ratio = permit.waited / max(permit.predicted_wait, _LEAST_WAIT)
             self._metrics.queue_wait_ratio.observe(ratio)

@@ -14,7 +14,7 @@ import structlog
 
 from embedding_server.core import Item, Vector
 from embedding_server.observability.logging import described
-from embedding_server.observability.metrics import Metrics
+from embedding_server.observability.metrics import EXEMPLAR, Metrics
 from embedding_server.observability.stages import Call
 from embedding_server.runtime.session import OutOfMemoryError, Session
 from embedding_server.serving.cost import Shape, Work
@@ -41,6 +41,8 @@ class Job:
         """Whose they are, where that is traced."""
         self.vectors: list[Vector] = [_NOTHING] * texts
         self.missing = texts
+        self.exemplar = EXEMPLAR.get()
+        """The request's."""
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -171,10 +173,16 @@ class Batcher:
         if run.error:
             return
         shape = run.shape
-        texts, longest, tokens, _ = shape
-        self._metrics.record_run(self.name, texts, longest, tokens, run.seconds)
+        self._metrics.record_run(
+            self.name,
+            texts=shape.texts,
+            tokens=shape.tokens,
+            computed=self.cost.tokens(shape),
+            seconds=run.seconds,
+            exemplar=run.entries[0].job.exemplar,
+        )
         if run.exact:
-            self._metrics.run_fallbacks.labels(self.name).inc()
+            self._metrics.run_fallbacks.labels(self.name).inc(shape.texts)
         if run.exact or run.wide:  # costs are those of the session on one slot
             return
         off = run.seconds / self.cost.seconds(shape) - 1

@@ -194,6 +194,8 @@ class Device:
         self._inbox: SimpleQueue[Run | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._watching: asyncio.Task[None] | None = None
+        metrics.slots.set(cores)
+        metrics.running.set_function(lambda: len(self._running))
 
     def __repr__(self) -> str:
         return f"Device(cores={self.cores}, running={len(self._running)}, {self.schedule!r})"
@@ -307,6 +309,8 @@ class Device:
         run.batcher.learn_memory(run)  # before the next batch is chosen
         good, again, failed = run.sort()
         self._retries.extendleft(reversed(again))
+        if again:
+            self._metrics.run_retries.labels(run.batcher.name).inc(len(again))
         if failed:  # before any retry of the same request starts
             run.batcher.finish(run, good, failed)
             self.dispatch()

@@ -307,6 +307,8 @@ class Engine:
                 tokenizing=running - tokenizing,
                 running=time.perf_counter() - running,
             )
+            if usage.truncated:
+                self.metrics.child(self.metrics.truncated, spec.id).inc(usage.truncated)
             return _Raw(vectors, model, usage)
 
     def _check_lengths(self, texts: Sequence[Input], name: Callable[[int], str]) -> None:

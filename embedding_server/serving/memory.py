@@ -44,6 +44,7 @@ class MemoryGate:
         """Bytes, since the last reading and the one before: what was taken shows late."""
         self._complained = -_COMPLAIN_SECONDS
         self._stopped = threading.Event()
+        metrics.memory_tight.set_function(lambda: self.tight)
 
     def __repr__(self) -> str:
         return f"MemoryGate({self.pressure:.1f} %, tight={self.tight})"

@@ -133,7 +133,11 @@ class Registry:
         self._metrics = metrics
         self._sweeping: asyncio.Task[None] | None = None
         for name, resident in self.residents.items():
+            metrics.declare_model(name)
+            metrics.show_state(name, State, lambda resident=resident: resident.state)  # type: ignore[misc]
             metrics.model_ready.labels(name).set(0)
+            metrics.model_pinned.labels(name).set_function(partial(getattr, resident, "pinned"))
+            metrics.queued_texts.labels(name).set_function(partial(_queued_texts, resident))
             metrics.model_bytes.labels(name).set_function(partial(_resident_bytes, resident))
 
     def __repr__(self) -> str:
@@ -281,6 +285,7 @@ class Registry:
             resident.loaded_at = resident.used_at = time.monotonic()
             resident.load_seconds = resident.loaded_at - resident.load_began
             self._metrics.model_ready.labels(name).set(1)
+            self._metrics.model_info.labels(*_way(name, resident.model)).set(1)
             self._metrics.model_load_seconds.labels(name).set(resident.load_seconds)
             log.info("model.loaded", model=name, seconds=round(resident.load_seconds, 2))
         resident.settled.set()
@@ -329,6 +334,8 @@ class Registry:
 
     def _unload(self, resident: Resident, reason: str) -> None:
         name, models = resident.spec.id, [resident.model]
+        if resident.model:
+            self._metrics.model_info.remove(*_way(name, resident.model))
         resident.model = resident.loading = None
         resident.state = State.UNLOADED
         resident.closing = False
@@ -340,6 +347,15 @@ class Registry:
             self._ensure(resident)
         # Freeing large memory takes a while.
         threading.Thread(target=_release, args=(models,), name="unload", daemon=True).start()
+
+
+def _way(name: str, model: Model) -> tuple[str, str, str]:
+    """Labels that say how it runs."""
+    return name, model.provider, model.precision
+
+
+def _queued_texts(resident: Resident) -> float:
+    return resident.model.batcher.waiting if resident.model else 0
 
 
 def _resident_bytes(resident: Resident) -> float:

@@ -86,6 +86,27 @@ async def test_one_bad_text_fails_alone(device: Device) -> None:
     assert repr(device) == "Device(cores=1, running=0, Schedule(interactive=0, bulk=0))"
 
 
+async def test_retries_are_counted() -> None:
+    """A failed batch of two requests is two more runs, each of which the metrics count."""
+    metrics = Metrics("test")
+    device = Device(1, 64, MEMORY, metrics)
+    device.start()
+    session = FakeSession(poison=999)
+    line = batcher(device, session)
+    session.block()
+    first = asyncio.create_task(line.embed([ids(9)]))
+    await started(session)
+    good = asyncio.create_task(line.embed([ids(5)]))
+    bad = asyncio.create_task(line.embed([ids(5, first=997)]))
+    await asyncio.sleep(0)
+    session.release()
+    with pytest.raises(RunError):
+        await bad
+    await asyncio.gather(first, good)
+    assert metrics.total(metrics.run_retries) == 2
+    device.stop()
+
+
 @pytest.mark.parametrize("texts", [1, 5])
 async def test_non_finite_rows_are_failures_of_their_own(device: Device, texts: int) -> None:
     """A text whose row is not finite is run again alone, and then is an error of its request."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from embedding_server.core import ModelSpec, Pooling
+from embedding_server.core import ModelSpec, Pooling, Precision
 from embedding_server.errors import ModelLoadError
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving import registry as module
@@ -21,6 +21,8 @@ class Stub:
     """What the registry needs of a model."""
 
     resident_bytes = 1
+    provider = "CPUExecutionProvider"
+    precision = Precision.FP32
 
 
 class FakeLoader:
