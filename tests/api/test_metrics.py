@@ -46,8 +46,8 @@ async def test_exemplars_name_the_trace(client: Client) -> None:
     assert (await client.post("/api/embed", json=BODY, headers=headers)).is_success
     rerank = {"model": "tiny", "query": "a", "documents": ["b"]}
     assert (await client.post("/api/rerank", json=rerank, headers=headers)).is_success
-    names = ("embed_duration_seconds", "rerank_duration_seconds", "queue_wait_seconds")
-    names += ("run_seconds", "http_requests_duration_seconds")
+    names = ["embed_duration_seconds", "rerank_duration_seconds", "queue_wait_seconds"]
+    names += ["run_seconds", "http_requests_duration_seconds"]
     assert exemplars(await samples(client)) == dict.fromkeys(names, TRACE)
     plain = await client.get("/metrics")
     assert "trace_id" not in plain.text
@@ -63,7 +63,7 @@ async def test_exemplars_name_the_trace(client: Client) -> None:
 )  # fmt: skip
 async def test_no_exemplar_without_a_sampled_trace(client: Client, header: str) -> None:
     """Nothing is kept of headers that are wrong, or of traces that nobody keeps."""
-    raw = {"traceparent": header.encode("latin-1")}
+    raw = {b"traceparent": header.encode("latin-1")}
     assert (await client.post("/api/embed", json=BODY, headers=raw)).is_success
     assert exemplars(await samples(client)) == {}
 
