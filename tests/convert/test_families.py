@@ -20,7 +20,6 @@ from tests.goldens.weights import NO, YES, pairs, texts, weight
 FAMILIES = Path(__file__).parents[1] / "goldens" / "families"
 GOLDENS = sorted(FAMILIES.glob("*.npz"))
 PADDED = np.load(FAMILIES.parent / "padded.npz")
-SEGMENTS = Value("token_type_ids", "tensor(int64)", ["tokens"])
 KINDS = {"scores": Kind.CROSS, "asked": Kind.CROSS, "labels": Kind.CROSS, "words": Kind.SPARSE}
 
 
@@ -78,9 +77,8 @@ def inputs(kind: Kind) -> list[Ids]:
 def run(golden: Golden, graph: Path, items: list[Ids], *, pooled: bool = False) -> Any:
     """What one run gives: states of all tokens one after another, or a row per text."""
     session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
-    given = Packed([SEGMENTS]).feeds(items)
-    feeds = {name: given[name] for name in names}
+    declared = [Value(one.name, one.type, one.shape) for one in session.get_inputs()]
+    feeds = Packed(declared).feeds(items)
     states = golden.kind is Kind.DENSE and not pooled
     output = "token_embeddings" if states else "sentence_embedding"
     return session.run([output], feeds)[0]
