@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from embedding_server.convert import packing
 from embedding_server.convert.build import convert
 from embedding_server.convert.errors import ConvertError
+from embedding_server.convert.graph import Target
 from embedding_server.core import SEGMENT, Ids, Kind, ModelSpec, Pooling, Precision
 from embedding_server.runtime.layout import Packed, Value
 from tests.goldens.weights import NO, YES, pairs, texts, weight
@@ -47,6 +48,7 @@ class Golden:
         directory: Path,
         rounded: Precision = Precision.FP32,
         pooling: Pooling = Pooling.MEAN,
+        target: Target = "cpu",
     ) -> Path:
         """Its graph; `pooling` is that of a dense model."""
         self.write(directory / "model")
@@ -58,7 +60,7 @@ class Golden:
             max_tokens=64,
             dimensions=0,
         )
-        return convert(spec, directory / "cache", rounded=rounded)
+        return convert(spec, directory / "cache", rounded=rounded, target=target)
 
     def close(self, values: Any, expected: Any) -> bool:
         """Whether numbers agree, for their size."""
