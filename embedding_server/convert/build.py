@@ -23,6 +23,7 @@ from embedding_server.convert.checkpoint import (
 )
 from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.families import Family, family_of
+from embedding_server.convert.fusing import fused
 from embedding_server.convert.graph import Graph, Target
 from embedding_server.convert.hashes import content_hash
 from embedding_server.convert.linear import Linear, Watched, in_fp32, in_int8
@@ -217,6 +218,8 @@ def _build(
         for index, path in enumerate(weight_files(spec.directory)):
             if borrowed_name(index) in graph.borrowed:
                 place(path, out / borrowed_name(index))
+        if target == "cuda":
+            graph.rewrite(fused)
         graph.save(out / MODEL_FILE)
     seconds = round(time.monotonic() - started, 2)
     log.info("graph.built", architecture=graph.name, seconds=seconds)

@@ -210,6 +210,10 @@ class Graph:
         parts = self._append("Loop", inputs, "", {"body": graph}, 1 + len(carried))
         return self.node("ConcatFromSequence", parts[0], axis=axis)
 
+    def rewrite(self, change: Callable[[Sequence[onnx.NodeProto]], list[onnx.NodeProto]]) -> None:
+        """Put what `change` makes of the nodes in their place."""
+        self._nodes = change(self._nodes)
+
     def __enter__(self) -> "Graph":
         return self
 

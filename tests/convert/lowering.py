@@ -142,7 +142,7 @@ def _in_single(node: onnx.NodeProto, half: int) -> list[onnx.NodeProto]:
             nodes.append(helper.make_node("Cast", [name], [inputs[-1]], to=TensorProto.FLOAT))
         else:
             inputs.append(name)
-    outputs = [f"{one}_single" for one in node.output]
+    outputs = [f"{one}_single" if one else "" for one in node.output]
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     del copy.input[:], copy.output[:]
@@ -151,6 +151,7 @@ def _in_single(node: onnx.NodeProto, half: int) -> list[onnx.NodeProto]:
     back = [
         helper.make_node("Cast", [wide], [name], to=half)
         for wide, name in zip(outputs, node.output, strict=True)
+        if name
     ]
     nodes.append(copy)
     return [*nodes, *back] if half == TensorProto.FLOAT16 else [*nodes, *_both(back)]

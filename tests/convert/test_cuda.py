@@ -225,6 +225,26 @@ def test_cache(tmp_path: Path) -> None:
     assert convert(spec, tmp_path) == cpu
 
 
+def test_fusing(tmp_path: Path) -> None:
+    """Sums go into norms, and biases into norms and activations, where nothing else needs them."""
+    plain = ["bert", "modernbert-labels", "nomic-words", "electra"]
+    for name in plain:
+        graph = Golden(FAMILIES / f"{name}.npz").convert(tmp_path / name, target="cuda")
+        nodes = onnx.load(graph, load_external_data=False).graph.node
+        makers = {value: node for node in nodes for value in node.output}
+        for node in nodes:
+            if node.op_type == "LayerNormalization":
+                source = makers[node.input[0]]
+                assert source.op_type != "Add" or source.input[1] not in makers
+            if node.op_type == "Gelu":
+                source = makers[node.input[0]]
+                assert source.op_type != "Gemm" or len(source.input) == 2
+    kinds = [node.op_type for node in nodes]
+    assert kinds.count("SkipLayerNormalization") == 5
+    assert kinds.count("BiasGelu") == 2
+    assert "Add" not in kinds[kinds.index("PackedMultiHeadAttention") :]
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     """8 bits, and encoders in bf16, for which there is no attention."""
     spec = read_directory(write_model(tmp_path / "m"), "m")
