@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: run test test-all lint format bench bench-overload bench-memory lock clean
+.PHONY: run test test-all lint format bench bench-gpu bench-overload bench-memory lock clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)
@@ -27,6 +27,10 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+# On a machine with a card, in an environment with onnxruntime-gpu; torch is compared if it is there.
+bench-gpu:
+	$(PYTHON) -m benchmarks.gpu
 
 bench-overload: $(INSTALLED)
 	$(BIN)/python -m benchmarks.overload
