@@ -37,27 +37,28 @@ class Tokens:
         """Which token is the first of each text."""
         return np.asarray(np.cumsum(self.lengths) - self.lengths)
 
-    @cached_property
     def texts(self) -> Array:
-        """The text of each token."""
-        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+        """The text of each token, (tokens, 1)."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)[:, None]
 
-    @cached_property
     def positions(self) -> Array:
         """Of each token in its text."""
-        return np.arange(len(self.ids)) - self.starts[self.texts]
+        return np.arange(len(self.ids)) - np.repeat(self.starts, self.lengths)
 
-    @cached_property
     def rows(self) -> Array:
         """Where each token is, if every text is as long as `width`."""
-        return self.texts * self.width + self.positions
+        moved = np.arange(len(self.lengths)) * self.width - self.starts
+        return np.arange(len(self.ids)) + np.repeat(moved, self.lengths)
 
     def offsets(self) -> Array:
         """The same, and behind them those that no token has, shape (texts, width)."""
-        free = np.ones(len(self.lengths) * self.width, bool)
-        free[self.rows] = False
-        all_rows = np.concatenate([self.rows, np.flatnonzero(free)])
-        return all_rows.reshape(-1, self.width).astype(np.int32)
+        cells = len(self.lengths) * self.width
+        offsets = np.arange(cells, dtype=np.int32)
+        if cells > len(self.ids):
+            rows, free = self.rows(), np.ones(cells, bool)
+            free[rows] = False
+            offsets[: len(rows)], offsets[len(rows) :] = rows, np.flatnonzero(free)
+        return offsets.reshape(-1, self.width)
 
     def slots(self) -> Array:
         """The token at each of them, (texts, width); behind a text's end its last one."""
@@ -69,18 +70,18 @@ INPUTS: Mapping[str, Callable[[Tokens], Array]] = {
     "input_ids": lambda batch: batch.ids & SEGMENT - 1,
     "token_type_ids": lambda batch: (batch.ids & SEGMENT != 0).astype(np.int64),
     "lengths": lambda batch: batch.lengths,
-    "positions": lambda batch: batch.positions,
+    "positions": Tokens.positions,
     "token_offset": Tokens.offsets,
     "cumulative_sequence_length": lambda batch: np.append(0, np.cumsum(batch.lengths)).astype(
         np.int32
     ),
     # Behind the longest text's end no bias is used, but it must be in its table.
     "steps": lambda batch: np.minimum(np.arange(batch.width), batch.longest - 1),
-    "texts_of_tokens": lambda batch: batch.texts[:, None],
+    "texts_of_tokens": Tokens.texts,
     "shares": lambda batch: (1 / batch.lengths[:, None]).astype(np.float32),
     "firsts": lambda batch: batch.starts,
     "lasts": lambda batch: batch.starts + batch.lengths - 1,
-    "rows": lambda batch: batch.rows,
+    "rows": Tokens.rows,
     "slots": Tokens.slots,
     "seqlens_k": lambda batch: (batch.lengths - 1).astype(np.int32),
     "total_sequence_length": lambda batch: np.array([batch.width], np.int32),
