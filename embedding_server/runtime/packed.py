@@ -43,7 +43,7 @@ class Tokens:
 
     def positions(self) -> Array:
         """Of each token in its text."""
-        return np.arange(len(self.ids)) - np.repeat(self.starts, self.lengths)
+        return np.asarray(np.arange(len(self.ids)) - np.repeat(self.starts, self.lengths))
 
     def rows(self) -> Array:
         """Where each token is, if every text is as long as `width`."""
