@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnxruntime as ort
+import structlog
 
 from benchmarks.corpus import corpus
 from benchmarks.gpu_device import Card, Ceiling, Draw, ceiling
@@ -26,6 +27,7 @@ from benchmarks.gpu_parity import parity
 from benchmarks.gpu_runs import CPU, CUDA, WAYS, Place, Run, SkipError, Vectors, Way, fetched
 from embedding_server.core import normalized
 
+_RESULTS = Path(__file__).with_name("results-gpu.json")
 _NATURAL = "natural"
 _ERRORS = 3
 _BATCHES = 3
@@ -88,7 +90,8 @@ class Bench:
         options = self._options
         print(f"{self.report.machine}\nonnxruntime {self.report.onnxruntime}")
         print(f"{self.report.corpus}\n")
-        self._part("parity", lambda: self._parity(scratch))
+        if options.parity:
+            self._part("parity", lambda: self._parity(scratch))
         self._part("ceiling", self._ceiling)
         shapes = TINY if options.dry_run else SHAPES
         for name in options.models or shapes:
@@ -253,17 +256,18 @@ class Bench:
         print(name + "".join(f"{cell:>12}" for cell in cells), flush=True)
 
 
-def _options() -> argparse.Namespace:
+def _options(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with tiny shapes")
+    parser.add_argument("--no-parity", dest="parity", action="store_false")
     parser.add_argument("--models", nargs="*", help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--ways", nargs="*", help="rows whose name has one of these in it")
     parser.add_argument("--tokens", type=int, help="in a batch")
     parser.add_argument("--texts", type=int, help="of the corpus")
     parser.add_argument("--seconds", type=float, help="per number")
     parser.add_argument("--deadline", type=float, default=3600.0, help="seconds; then rows skip")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results-gpu.json"))
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=_RESULTS)
+    options = parser.parse_args(given)
     defaults = (1024, 40, 0.0) if options.dry_run else (32_768, 1984, 1.0)
     for name, value in zip(("tokens", "texts", "seconds"), defaults, strict=True):
         if getattr(options, name) is None:
@@ -271,13 +275,12 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
-    """Measure, print as it goes, and store."""
-    options = _options()
+def main(given: Sequence[str] | None = None) -> None:
+    """Measure, print as it goes, and store; `given` are the command line's words."""
+    options = _options(given)
     ort.set_default_logger_severity(_ERRORS)
-    if options.dry_run:
-        options.out = options.out.with_name("results-gpu-dry.json")
-    elif hasattr(ort, "preload_dlls"):
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("warning"))
+    if not options.dry_run and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     bench = Bench(options)
     with tempfile.TemporaryDirectory() as scratch:

@@ -64,7 +64,7 @@ class _Nodes:
 def _join_sum(graph: _Nodes, norm: NodeProto) -> None:
     """A norm of a sum."""
     add = graph.maker(norm.input[0], "Add")
-    if add is None or not all(map(graph.made, add.input)):
+    if add is None or add.name in graph.replaced or not all(map(graph.made, add.input)):
         return
     (one, other), (total,) = add.input, add.output
     bias = graph.without_bias(one) or graph.without_bias(other)
@@ -73,8 +73,9 @@ def _join_sum(graph: _Nodes, norm: NodeProto) -> None:
     inputs = [one, other, norm.input[1], beta, bias]
     while not inputs[-1]:
         inputs.pop()
-    graph.gone.add(add.name)
-    graph.replaced[norm.name] = helper.make_node(
+    graph.gone.add(norm.name)
+    # In the sum's place: others that need it may stand before the norm.
+    graph.replaced[add.name] = helper.make_node(
         "SkipLayerNormalization",
         inputs,
         outputs,

@@ -13,11 +13,12 @@ from onnx import TensorProto
 from safetensors.numpy import load_file, save_file
 
 from embedding_server.catalog.local import read_directory
-from embedding_server.convert import ConvertError, convert
+from embedding_server.convert import ConvertError, convert, convert_layers
 from embedding_server.convert.quantize import Int8
 from embedding_server.core import SEGMENT, Ids, Kind, Pooling, Precision, normalized
 from embedding_server.runtime.layout import LayoutError, Packed, Value
 from embedding_server.runtime.packed import INPUTS, feeds
+from embedding_server.runtime.session import outputs
 from tests.convert.lowering import lowered
 from tests.convert.test_families import FAMILIES, GOLDENS, PADDED, Golden, alone_of, inputs, run
 from tests.tiny import write_model
@@ -243,6 +244,25 @@ def test_fusing(tmp_path: Path) -> None:
     assert kinds.count("SkipLayerNormalization") == 5
     assert kinds.count("BiasGelu") == 2
     assert "Add" not in kinds[kinds.index("PackedMultiHeadAttention") :]
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_layers(precision: Precision, tmp_path: Path) -> None:
+    """States behind every layer are outputs, those that a norm would have swallowed, too."""
+    golden = Golden(FAMILIES / "modernbert.npz")
+    golden.write(tmp_path / "m")
+    spec = read_directory(tmp_path / "m", "m")
+    found = {}
+    for target in ("cpu", "cuda"):
+        (tmp_path / target).mkdir()
+        graph = convert_layers(spec, tmp_path / target, rounded=precision, target=target)
+        graph = lowered(graph, tmp_path / target / "lowered.onnx") if target == "cuda" else graph
+        found[target] = outputs(graph, inputs(golden.kind)[2])
+    assert found["cuda"].keys() == found["cpu"].keys() > {"layer_0", "layer_4"}
+    for name, states in found["cuda"].items():
+        assert states.dtype == np.float32
+        off = np.abs(states - found["cpu"][name]).max()
+        assert off <= (1e-5 if precision is Precision.FP32 else 2e-2) * np.abs(states).max()
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
