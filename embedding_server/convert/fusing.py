@@ -1,8 +1,9 @@
 """Nodes of graphs for CUDA put together: what a kernel does on the way costs no pass over memory.
 
 A linear layer's bias is a pass of its own there (`Gemm` first fills its output with it), and so is
-each sum. Here a bias goes into the activation or the norm that follows, and a residual sum into its
-norm. ONNX Runtime fuses the like by itself only for states of three axes.
+each sum. Here a bias goes into the activation or the norm that follows, a residual sum into its
+norm, and that of keys, which changes nothing, is left out. ONNX Runtime fuses the like by itself
+only for states of three axes.
 
 `SkipLayerNormalization` adds up in the type of its inputs unless the provider's option
 `enable_skip_layer_norm_strict_mode` is on: sessions for CUDA set it.
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from onnx import NodeProto, helper
 
 _CONTRIB = "com.microsoft"
+_KEY = 1
 _BIASED = {"Gelu": "BiasGelu", "FastGelu": "FastGelu"}
 """Activation -> the same with a bias before it."""
 
@@ -26,6 +28,9 @@ def fused(nodes: Sequence[NodeProto]) -> list[NodeProto]:
             _join_sum(graph, node)
         elif node.op_type in _BIASED:
             _join_bias(graph, node)
+        elif node.op_type == "PackedMultiHeadAttention":
+            # What is added to all keys is added to all scores of a query: its softmax is the same.
+            graph.without_bias(node.input[_KEY])
     return [graph.replaced.get(node.name, node) for node in nodes if node.name not in graph.gone]
 
 

@@ -211,8 +211,10 @@ class Graph:
         return self.node("ConcatFromSequence", parts[0], axis=axis)
 
     def rewrite(self, change: Callable[[Sequence[onnx.NodeProto]], list[onnx.NodeProto]]) -> None:
-        """Put what `change` makes of the nodes in their place."""
+        """Put what `change` makes of the nodes in their place; weights nobody uses are dropped."""
         self._nodes = change(self._nodes)
+        used = {name for node in self._nodes for name in node.input}
+        self._weights = {name: one for name, one in self._weights.items() if name in used}
 
     def __enter__(self) -> "Graph":
         return self

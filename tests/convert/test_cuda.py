@@ -227,7 +227,7 @@ def test_cache(tmp_path: Path) -> None:
 
 
 def test_fusing(tmp_path: Path) -> None:
-    """Sums go into norms, and biases into norms and activations, where nothing else needs them."""
+    """Sums go into norms, biases into norms and activations, where nothing else needs them."""
     plain = ["bert", "modernbert-labels", "nomic-words", "electra"]
     for name in plain:
         graph = Golden(FAMILIES / f"{name}.npz").convert(tmp_path / name, target="cuda")
@@ -237,6 +237,9 @@ def test_fusing(tmp_path: Path) -> None:
             if node.op_type == "LayerNormalization":
                 source = makers[node.input[0]]
                 assert source.op_type != "Add" or source.input[1] not in makers
+            if node.op_type == "PackedMultiHeadAttention":
+                source = makers[node.input[1]]
+                assert source.op_type != "Gemm" or len(source.input) == 2
             if node.op_type == "Gelu":
                 source = makers[node.input[0]]
                 assert source.op_type != "Gemm" or len(source.input) == 2
