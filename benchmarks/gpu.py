@@ -20,7 +20,7 @@ import onnxruntime as ort
 import structlog
 
 from benchmarks.corpus import corpus
-from benchmarks.gpu_device import Card, Ceiling, Draw, ceiling
+from benchmarks.gpu_device import Card, Ceiling, Draw, ceiling, load_libraries
 from benchmarks.gpu_models import LENGTHS, SHAPES, TINY, Shape, batches, corpus_lengths, model
 from benchmarks.gpu_models import texts as ids_of
 from benchmarks.gpu_parity import parity
@@ -280,8 +280,8 @@ def main(given: Sequence[str] | None = None) -> None:
     options = _options(given)
     ort.set_default_logger_severity(_ERRORS)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("warning"))
-    if not options.dry_run and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()
+    if not options.dry_run:
+        load_libraries()
     bench = Bench(options)
     with tempfile.TemporaryDirectory() as scratch:
         bench.all(Path(scratch))

@@ -1,11 +1,13 @@
 """The card itself: what it is, what it can do at most, and what it draws."""
 
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -32,6 +34,19 @@ class Draw(msgspec.Struct, frozen=True):
 
     watts: float | None = None
     memory: float | None = None
+
+
+def load_libraries() -> None:
+    """CUDA's libraries: those that torch brings, or of NVIDIA's packages, or the system's.
+
+    ONNX Runtime itself looks for packages beside its own alone.
+    """
+    if find_spec("torch"):
+        import torch  # noqa: F401, PLC0415 - importing it loads them
+    beside = [Path(base, "nvidia", "cu13", "lib") for base in sys.path]
+    found = next((str(one) for one in beside if one.is_dir()), None)
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls(directory=found)
 
 
 class Card:
