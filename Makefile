@@ -5,7 +5,8 @@ INSTALLED := .venv/installed
 CLIENTS := .venv-clients/installed
 FUZZER := .venv-fuzz/installed
 
-.PHONY: run test test-all test-clients fuzz lint format bench bench-overload bench-memory lock clean
+.PHONY: run test test-all test-clients fuzz lint format bench bench-gpu bench-overload \
+	bench-memory lock clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)
@@ -40,6 +41,10 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+# On a machine with a card, in an environment with onnxruntime-gpu; torch is compared if it is there.
+bench-gpu:
+	$(PYTHON) -m benchmarks.gpu
 
 bench-overload: $(INSTALLED)
 	$(BIN)/python -m benchmarks.overload

@@ -13,7 +13,7 @@ from embedding_server.convert.checkpoint import Checkpoint
 from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.graph import Graph
 from embedding_server.convert.linear import Linear, bias_of, stored
-from embedding_server.convert.packing import Packing, Rotary
+from embedding_server.convert.packing import Batch, Rotary
 
 WORDS = "embeddings.word_embeddings.weight"
 SEGMENTS = "embeddings.token_type_embeddings.weight"
@@ -39,7 +39,7 @@ class Net:
         linear: Linear,
         config: dict[str, Any],
         *,
-        packing: Packing,
+        packing: Batch,
         directory: Path,
         layers: bool = False,
     ) -> None:
@@ -94,14 +94,15 @@ class Net:
     def rms_norm(self, name: str, states: str, epsilon: float) -> str:
         """Root mean square normalisation over the last axis (Zhang and Sennrich 2019).
 
-        It is written in the form that ONNX Runtime fuses.
+        It is written in the form that ONNX Runtime fuses; squares are of float32.
         """
         g = self.graph
-        squares = g.node("Pow", states, g.constant(2.0))
+        wide = g.single(states)
+        squares = g.node("Pow", wide, g.exact(2.0))
         mean = g.node("ReduceMean", squares, g.constant([-1]), keepdims=1)
-        root = g.node("Sqrt", g.node("Add", mean, g.constant(epsilon)))
+        root = g.node("Sqrt", g.node("Add", mean, g.exact(epsilon)))
         scale = g.weight(f"{name}.weight", self.weights(f"{name}.weight"))
-        return g.node("Mul", g.node("Div", states, root), scale)
+        return g.node("Mul", g.narrow(g.node("Div", wide, root)), scale)
 
     def tied(self, states: str, table: str, bias: str) -> str:
         """Logits (tokens, vocabulary) by the embedding table, which the graph already holds."""
@@ -162,6 +163,8 @@ def layer_norm(g: Graph, weights: Checkpoint, name: str, states: str, epsilon: f
 
 def gelu(g: Graph, states: str) -> str:
     """The exact GELU, x/2 * (1 + erf(x / sqrt 2)), in the form ONNX Runtime fuses."""
+    if g.target == "cuda":
+        return g.contrib("Gelu", states)
     erf = g.node("Erf", g.node("Div", states, g.constant(math.sqrt(2.0))))
     return g.node(
         "Mul", g.node("Mul", states, g.node("Add", erf, g.constant(1.0))), g.constant(0.5)

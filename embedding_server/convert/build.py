@@ -14,15 +14,23 @@ from typing import Any
 import structlog
 
 from embedding_server.convert.blocks import Net
-from embedding_server.convert.checkpoint import Checkpoint, Reading, borrowed_name, weight_files
+from embedding_server.convert.checkpoint import (
+    HALVES,
+    Checkpoint,
+    Reading,
+    borrowed_name,
+    weight_files,
+)
 from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.families import Family, family_of
-from embedding_server.convert.graph import Graph
+from embedding_server.convert.fusing import fused
+from embedding_server.convert.graph import Graph, Target
 from embedding_server.convert.hashes import content_hash
 from embedding_server.convert.linear import Linear, Watched, in_fp32, in_int8
 from embedding_server.convert.links import place
 from embedding_server.convert.origin import GraphOrigin
-from embedding_server.convert.packing import Packing
+from embedding_server.convert.packing import Batch, Packing
+from embedding_server.convert.packing_cuda import CudaPacking
 from embedding_server.convert.progress import Progress
 from embedding_server.convert.quantize import Int8, choose
 from embedding_server.core import Kind, ModelSpec, Pooling, Precision
@@ -43,20 +51,23 @@ def convert(
     rounded: Precision = Precision.FP32,
     int8: Int8 | None = None,
     progress: Progress | None = None,
+    target: Target = "cpu",
 ) -> Path:
     """The ONNX graph of a model with safetensors, built on first use.
 
     The graph takes `input_ids` (tokens,) and `lengths` (texts,), int64: the tokens of all texts
-    behind one another; one that scores pairs takes `token_type_ids` (tokens,) too. It gives
+    behind one another; one that scores pairs takes `token_type_ids` (tokens,) too. One for CUDA
+    takes in place of the lengths whatever it needs of `runtime.packed.INPUTS`. It gives
     `sentence_embedding` (texts, width), float32: vectors, not normalised, scores, or the weights of
     all words of the vocabulary. Vectors come with `token_embeddings` (tokens, width).
 
     Args:
         spec: the model; its directory holds `config.json` and the weights.
         cache: the graph is kept in `<cache>/graphs/<content hash>/`.
-        rounded: the precision that weights are rounded to.
-        int8: compute linear layers in 8 bits.
+        rounded: the precision that weights are rounded to; CUDA computes in it.
+        int8: compute linear layers in 8 bits; for a CPU only.
         progress: told how far it is; None: the log is.
+        target: the kind of provider that it is for.
 
     Returns:
         Path of the ONNX file; the weights lie beside it.
@@ -80,11 +91,15 @@ def convert(
     if int8:
         words.append(f"int8 {int8.key} {int8.limit} {int8.fp32_share}")
 
-    reading = Reading(rounded, progress)
+    if target != "cpu":
+        words.append(target)
+        if int8:
+            raise ConvertError("8-bit graphs are for a CPU")
+    reading = _reading(rounded, progress, target)
 
     def build(out: Path) -> None:
         linear = _linear(spec, config, int8, out, reading)
-        _build(spec, config, linear, out, reading)
+        _build(spec, config, linear, out, reading, target=target)
         GraphOrigin(
             directory=str(spec.directory.resolve()),
             version=VERSION,
@@ -102,15 +117,21 @@ def convert_layers(
     *,
     rounded: Precision = Precision.FP32,
     int8: Int8 | None = None,
+    target: Target = "cpu",
 ) -> Path:
     """The same graph, made in the directory `out` whether or not it is cached, for a closer look.
 
     Outputs besides are `layer_<index>` (tokens, width): the embeddings, and states behind every
     layer. Raises as `convert` does.
     """
-    config, reading = _read_config(spec.directory / "config.json"), Reading(rounded)
-    _build(spec, config, _linear(spec, config, int8, out, reading), out, reading, layers=True)
+    config, reading = _read_config(spec.directory / "config.json"), _reading(rounded, None, target)
+    linear = _linear(spec, config, int8, out, reading)
+    _build(spec, config, linear, out, reading, layers=True, target=target)
     return out / MODEL_FILE
+
+
+def _reading(rounded: Precision, progress: Progress | None, target: Target) -> Reading:
+    return Reading(rounded, progress, rounded if target == "cuda" else Precision.FP32)
 
 
 def cached(
@@ -163,24 +184,24 @@ def _build(
     reading: Reading,
     *,
     layers: bool = False,
+    target: Target = "cpu",
 ) -> None:
     family, started = family_of(config), time.monotonic()
     # Beside the graph: a protobuf message holds 2 GiB at most, and writing one stops all threads.
     external = out / f"{MODEL_FILE}_data"
     pairs = spec.kind is Kind.CROSS and family.segments
     with (
-        Graph(config["architectures"][0], external) as graph,
+        Graph(
+            config["architectures"][0], external, target=target, half=HALVES.get(reading.held)
+        ) as graph,
         Checkpoint(spec.directory, family.prefix, reading) as weights,
     ):
-        ids, lengths = graph.input("input_ids", "tokens"), graph.input("lengths", "texts")
-        segments = graph.input("token_type_ids", "tokens") if pairs else None
-        packing = Packing(graph, ids, lengths, segments)
         net = Net(
             graph,
             weights,
             linear,
             config,
-            packing=packing,
+            packing=_BATCHES[target](graph, pairs),
             directory=spec.directory,
             layers=layers,
         )
@@ -197,9 +218,23 @@ def _build(
         for index, path in enumerate(weight_files(spec.directory)):
             if borrowed_name(index) in graph.borrowed:
                 place(path, out / borrowed_name(index))
+        if target == "cuda":
+            graph.rewrite(fused)
         graph.save(out / MODEL_FILE)
     seconds = round(time.monotonic() - started, 2)
     log.info("graph.built", architecture=graph.name, seconds=seconds)
+
+
+def _packed(graph: Graph, pairs: bool) -> Batch:  # noqa: FBT001 - see `_BATCHES`
+    ids, lengths = graph.input("input_ids", "tokens"), graph.input("lengths", "texts")
+    return Packing(graph, ids, lengths, graph.input("token_type_ids", "tokens") if pairs else None)
+
+
+_BATCHES: Mapping[Target, Callable[[Graph, bool], Batch]] = {
+    "cpu": _packed,
+    "cuda": lambda graph, pairs: CudaPacking(graph, segments=pairs),
+}
+"""Target -> what lays out a batch in a graph, of pairs or not."""
 
 
 def _vectors(net: Net, _: Family, states: str, pooling: Pooling) -> str:
@@ -217,7 +252,7 @@ def _word_weights(net: Net, family: Family, states: str, _: Pooling) -> str:
     if not family.words:
         raise ConvertError(f"{net.graph.name} has no head that gives words")
     g, largest = net.graph, net.packing.largest(family.words(net, states))
-    return g.node("Log", g.node("Add", g.node("Relu", largest), g.constant(1.0)))
+    return g.node("Log", g.node("Add", g.single(g.node("Relu", largest)), g.exact(1.0)))
 
 
 _RESULTS: Mapping[Kind, Callable[[Net, Family, str, Pooling], str]] = {

@@ -13,6 +13,7 @@ import ml_dtypes  # with it numpy, and so safetensors, knows bfloat16
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 from safetensors import SafetensorError, safe_open
 
 from embedding_server.convert.errors import ConvertError
@@ -20,11 +21,16 @@ from embedding_server.convert.graph import Place
 from embedding_server.convert.progress import Logged, Progress
 from embedding_server.core import Precision
 
-_HALVES: Mapping[Precision, Any] = {
+HALVES: Mapping[Precision, Any] = {
     Precision.FP16: np.float16,
     Precision.BF16: ml_dtypes.bfloat16,
 }
 _STORED = {"F16": Precision.FP16, "BF16": Precision.BF16, "F32": Precision.FP32}
+_TYPES = {
+    Precision.FP32: TensorProto.FLOAT,
+    Precision.FP16: TensorProto.FLOAT16,
+    Precision.BF16: TensorProto.BFLOAT16,
+}
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _LARGE_BYTES = 1 << 16
 """Smaller tensors are copied: a page of memory per tensor is dearer."""
@@ -36,12 +42,14 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 class Reading(msgspec.Struct, frozen=True):
     """How a checkpoint is read.
 
-    Numbers are `rounded` to that precision, fp32 keeps what they are. `progress` is told how far it
-    is, None: the log is.
+    Numbers are `rounded` to that precision, fp32 keeps what they are. `held`: what the graph holds
+    them in, so that those which are stored so can be used where they lie. `progress` is told how
+    far it is, None: the log is.
     """
 
     rounded: Precision = Precision.FP32
     progress: Progress | None = None
+    held: Precision = Precision.FP32
 
 
 class Checkpoint:
@@ -60,7 +68,8 @@ class Checkpoint:
         self._files = weight_files(directory)
         self._prefix = prefix
         reading = reading or Reading()
-        self._rounded = _HALVES.get(reading.rounded)
+        self._rounded = HALVES.get(reading.rounded)
+        self._as_it_is = reading.held if reading.held is reading.rounded else None
         self._stack = contextlib.ExitStack()
         self._tensors: dict[str, _Tensor] = {}
         self._total = sum(path.stat().st_size for path in self._files)
@@ -73,14 +82,13 @@ class Checkpoint:
                 header, start = _header(path)
                 for name in file.keys():  # noqa: SIM118 - no dict
                     first, last = header[name]["data_offsets"]
-                    place = Place(
-                        borrowed_name(index), start + first, last - first, header[name]["shape"]
-                    )
-                    exact = header[name]["dtype"] == "F32" and not self._rounded
-                    as_it_is = exact and place.length >= _LARGE_BYTES
-                    self._tensors[self._called(name)] = _Tensor(
-                        file, name, header[name]["shape"], place if as_it_is else None
-                    )
+                    shape, stored = header[name]["shape"], _STORED.get(header[name]["dtype"])
+                    place = None
+                    if stored and stored is self._as_it_is and last - first >= _LARGE_BYTES:
+                        place = Place(
+                            borrowed_name(index), start + first, last - first, shape, _TYPES[stored]
+                        )
+                    self._tensors[self._called(name)] = _Tensor(file, name, shape, place)
             self._stack = stack.pop_all()
         return self
 
@@ -141,7 +149,7 @@ class Checkpoint:
         return name
 
     def place(self, name: str) -> Place | None:
-        """Where a large float32 tensor lies as it is; None for all others."""
+        """Where a large tensor lies as it is to be held; None for all others."""
         return self._find(name).place
 
     def _find(self, name: str) -> "_Tensor":

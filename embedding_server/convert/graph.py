@@ -7,7 +7,7 @@ node and returns the name of its output.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -21,13 +21,21 @@ _CONTRIB = "com.microsoft"
 _ALIGNMENT = 4096
 
 
+Target = Literal["cpu", "cuda"]
+"""The kind of execution provider that a graph is written for."""
+
+
 class Place(msgspec.Struct, frozen=True):
-    """Where float32 numbers lie: in a file of that name beside the model file, so many bytes."""
+    """Where numbers lie: in a file of that name beside the model file, so many bytes.
+
+    `dtype` is their type as ONNX numbers it.
+    """
 
     file: str
     offset: int
     length: int
     shape: Sequence[int]
+    dtype: int = TensorProto.FLOAT
 
 
 class Graph:
@@ -37,10 +45,22 @@ class Graph:
         name: the graph's name, shown by viewers.
         external: file for the weights, beside the model file; None keeps them inside it, which
             protobuf allows up to 2 GiB.
+        target: where it is to run.
+        half: float16 or bfloat16: all floating-point numbers are of that type, but those that
+            `single` gives; None: float32.
     """
 
-    def __init__(self, name: str, external: Path | None = None) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        external: Path | None = None,
+        *,
+        target: Target = "cpu",
+        half: Any = None,
+    ) -> None:
+        self.name, self.target = name, target
+        self.half = half
+        self._dtype = np.dtype(half or np.float32)
         self._external = external
         self._file = external.open("wb") if external else None
         self._nodes: list[onnx.NodeProto] = []
@@ -58,24 +78,27 @@ class Graph:
 
     def output(self, name: str, value: str, *shape: str | int) -> None:
         """Declare `value` as the float32 output `name`."""
+        if self.half:
+            value = self.node("Cast", value, to=TensorProto.FLOAT)
         self._nodes.append(helper.make_node("Identity", [value], [name], name=name))
         self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def weight(self, name: str, value: NDArray[Any]) -> str:
         """Store an initializer; returns its name."""
         assert name not in self._weights
-        self._weights[name] = self._store(name, np.ascontiguousarray(value))
+        self._weights[name] = self._store(name, np.ascontiguousarray(self._typed(value)))
         return name
 
     def stream(self, name: str, shape: Sequence[int], parts: Iterable[NDArray[Any]]) -> str:
-        """Store a float32 initializer that is given in parts, rows first; returns its name."""
+        """Store an initializer of float32 that is given in parts, rows first; returns its name."""
         assert name not in self._weights
         if self._file is None or self._external is None:
             return self.weight(name, np.concatenate(list(parts)))
-        place = self._place(4 * math.prod(shape))
+        place = self._place(self._dtype.itemsize * math.prod(shape))
         for part in parts:
-            self._file.write(np.ascontiguousarray(part).data)
-        self._weights[name] = _external(name, shape, TensorProto.FLOAT, place)
+            self._file.write(_bytes(np.ascontiguousarray(self._typed(part))))
+        dtype = helper.np_dtype_to_tensor_dtype(self._dtype)
+        self._weights[name] = _external(name, shape, dtype, place)
         return name
 
     def borrow(self, name: str, place: Place) -> str:
@@ -87,18 +110,27 @@ class Graph:
             "offset": place.offset,
             "length": place.length,
         }
-        self._weights[name] = _external(name, place.shape, TensorProto.FLOAT, location)
+        self._weights[name] = _external(name, place.shape, place.dtype, location)
         return name
 
     def constant(self, value: int | float | Sequence[int] | np.generic | NDArray[Any]) -> str:
         """A constant, stored once however often it is used: float32, int64 or numpy's own type."""
-        name = f"const:{value!r}"
-        if name not in self._weights:
-            dtype = np.float32 if isinstance(value, float) else np.int64
-            typed = isinstance(value, np.generic | np.ndarray)
-            array = np.asarray(value, None if typed else dtype)
-            self._weights[name] = numpy_helper.from_array(array, name)
-        return name
+        return self._constant(f"const:{value!r}", self._typed(_array(value)))
+
+    def exact(self, value: float) -> str:
+        """A float32 constant, whatever the graph computes in."""
+        name = f"exact:{value!r}" if self.half else f"const:{value!r}"
+        return self._constant(name, _array(value))
+
+    def single(self, value: str) -> str:
+        """The value as float32: what is summed over many tokens is."""
+        return self.node("Cast", value, to=TensorProto.FLOAT) if self.half else value
+
+    def narrow(self, value: str) -> str:
+        """A float32 value in the type that the graph computes in."""
+        if not self.half:
+            return value
+        return self.node("Cast", value, to=helper.np_dtype_to_tensor_dtype(self._dtype))
 
     def node(self, op: str, *inputs: str, **attributes: Any) -> str:
         """Append one standard node with one output; an empty name skips an optional input."""
@@ -178,6 +210,12 @@ class Graph:
         parts = self._append("Loop", inputs, "", {"body": graph}, 1 + len(carried))
         return self.node("ConcatFromSequence", parts[0], axis=axis)
 
+    def rewrite(self, change: Callable[[Sequence[onnx.NodeProto]], list[onnx.NodeProto]]) -> None:
+        """Put what `change` makes of the nodes in their place; weights nobody uses are dropped."""
+        self._nodes = change(self._nodes)
+        used = {name for node in self._nodes for name in node.input}
+        self._weights = {name: one for name, one in self._weights.items() if name in used}
+
     def __enter__(self) -> "Graph":
         return self
 
@@ -226,11 +264,20 @@ class Graph:
         output.type.tensor_type.elem_type = TensorProto.FLOAT
         return helper.make_graph(inner, result, [], [output])
 
+    def _typed(self, value: NDArray[Any]) -> NDArray[Any]:
+        """Float32 in the graph's own type, others as they are."""
+        return value.astype(self._dtype, copy=False) if value.dtype == np.float32 else value
+
+    def _constant(self, name: str, value: NDArray[Any]) -> str:
+        if name not in self._weights:
+            self._weights[name] = numpy_helper.from_array(value, name)
+        return name
+
     def _store(self, name: str, value: NDArray[Any]) -> onnx.TensorProto:
         if self._file is None or self._external is None:
             return numpy_helper.from_array(value, name)
         place = self._place(value.nbytes)
-        self._file.write(value.data)
+        self._file.write(_bytes(value))
         return _external(name, value.shape, helper.np_dtype_to_tensor_dtype(value.dtype), place)
 
     def _place(self, length: int) -> dict[str, str | int]:
@@ -239,6 +286,17 @@ class Graph:
         assert self._external
         self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
         return {"location": self._external.name, "offset": self._file.tell(), "length": length}
+
+
+def _array(value: Any) -> NDArray[Any]:
+    if isinstance(value, np.generic | np.ndarray):
+        return np.asarray(value)
+    return np.asarray(value, np.float32 if isinstance(value, float) else np.int64)
+
+
+def _bytes(value: NDArray[Any]) -> memoryview:
+    """What a file's `write` takes; bfloat16 is no type that a buffer can have."""
+    return value.reshape(-1).view(np.uint8).data
 
 
 def _external(

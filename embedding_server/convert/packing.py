@@ -9,6 +9,7 @@ with one, or causal, because long texts attend a block of tokens at a time.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -58,8 +59,48 @@ def distances(g: Graph, queries: str, keys: str) -> str:
     return g.node("Abs", g.node("Sub", rows, g.node("Unsqueeze", keys, g.constant([0]))))
 
 
+class Batch(Protocol):
+    """What a family's graph sees of a batch; `convert` chooses one by the graph's target.
+
+    States have shape (tokens, width); `ids`, `segments` and positions are int64, (tokens,).
+    """
+
+    ids: str
+    segments: str | None
+
+    @property
+    def positions(self) -> str:
+        """Of every token in its text."""
+
+    def attention(
+        self, query: str, key: str, value: str, heads: int, bias: Bias | None = None
+    ) -> str:
+        """Bidirectional multi-head attention, within each text."""
+
+    def causal(self, query: str, key: str, value: str, heads: Heads) -> str:
+        """Attention of every token to those before it and itself, within each text."""
+
+    def rotated(self, states: str, heads: int, rotary: Rotary) -> str:
+        """States turned by their positions."""
+
+    def pool(self, states: str, pooling: Pooling) -> str:
+        """One vector per text."""
+
+    def mean(self, states: str) -> str:
+        """The mean of each text's states."""
+
+    def largest(self, states: str) -> str:
+        """The largest of each text's states, for every dimension by itself."""
+
+    def first(self, states: str) -> str:
+        """The state of each text's first token."""
+
+    def last(self, states: str) -> str:
+        """The state of each text's last token."""
+
+
 class Packing:
-    """A batch in a graph, computed once from the lengths of its texts.
+    """A batch in a graph for the CPU, computed once from the lengths of its texts.
 
     Args:
         graph: the graph to write to.

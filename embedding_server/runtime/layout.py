@@ -24,6 +24,7 @@ from embedding_server.core import (
     Rows,
     Vectors,
 )
+from embedding_server.runtime import packed
 
 Array = NDArray[Any]
 
@@ -64,8 +65,11 @@ class Packed:
     """That of `convert`'s graphs.
 
     Args:
-        inputs: what the graph takes.
+        inputs: what the graph takes; ids and lengths, if nothing is said.
         pooling: of sparse ones, that their vectors hold every word of the vocabulary.
+
+    Raises:
+        LayoutError: an input is not known.
     """
 
     padded = False
@@ -78,16 +82,14 @@ class Packed:
         _outputs: Sequence[Value] = (),
         pooling: Pooling = Pooling.NONE,
     ) -> None:
-        self._pairs = any(one.name == "token_type_ids" for one in inputs)
+        self._names = [one.name for one in inputs] or packed.LEAST
+        if unknown := [name for name in self._names if name not in packed.INPUTS]:
+            raise LayoutError(f"the graph takes {', '.join(unknown)}, which is not known")
         self._sparse = pooling is Pooling.SPLADE
 
     def feeds(self, texts: Sequence[Ids]) -> dict[str, Array]:
         """See `Layout`."""
-        ids, lengths = np.concatenate(texts), _lengths(texts)
-        if not self._pairs:
-            return {"input_ids": ids & SEGMENT - 1, "lengths": lengths}
-        kinds = (ids & SEGMENT != 0).astype(np.int64)
-        return {"input_ids": ids & SEGMENT - 1, "lengths": lengths, "token_type_ids": kinds}
+        return packed.feeds(texts, self._names)
 
     def vectors(self, value: Array, texts: Sequence[Ids]) -> Vectors:  # noqa: ARG002 - see `Layout`
         """See `Layout`."""

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from embedding_server.convert import packing
 from embedding_server.convert.build import convert
 from embedding_server.convert.errors import ConvertError
+from embedding_server.convert.graph import Target
 from embedding_server.core import SEGMENT, Ids, Kind, ModelSpec, Pooling, Precision
 from embedding_server.runtime.layout import Packed, Value
 from tests.goldens.weights import NO, YES, pairs, texts, weight
@@ -20,7 +21,6 @@ from tests.goldens.weights import NO, YES, pairs, texts, weight
 FAMILIES = Path(__file__).parents[1] / "goldens" / "families"
 GOLDENS = sorted(FAMILIES.glob("*.npz"))
 PADDED = np.load(FAMILIES.parent / "padded.npz")
-SEGMENTS = Value("token_type_ids", "tensor(int64)", ["tokens"])
 KINDS = {"scores": Kind.CROSS, "asked": Kind.CROSS, "labels": Kind.CROSS, "words": Kind.SPARSE}
 
 
@@ -48,6 +48,7 @@ class Golden:
         directory: Path,
         rounded: Precision = Precision.FP32,
         pooling: Pooling = Pooling.MEAN,
+        target: Target = "cpu",
     ) -> Path:
         """Its graph; `pooling` is that of a dense model."""
         self.write(directory / "model")
@@ -59,7 +60,7 @@ class Golden:
             max_tokens=64,
             dimensions=0,
         )
-        return convert(spec, directory / "cache", rounded=rounded)
+        return convert(spec, directory / "cache", rounded=rounded, target=target)
 
     def close(self, values: Any, expected: Any) -> bool:
         """Whether numbers agree, for their size."""
@@ -78,9 +79,8 @@ def inputs(kind: Kind) -> list[Ids]:
 def run(golden: Golden, graph: Path, items: list[Ids], *, pooled: bool = False) -> Any:
     """What one run gives: states of all tokens one after another, or a row per text."""
     session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
-    given = Packed([SEGMENTS]).feeds(items)
-    feeds = {name: given[name] for name in names}
+    declared = [Value(one.name, one.type, one.shape) for one in session.get_inputs()]
+    feeds = Packed(declared).feeds(items)
     states = golden.kind is Kind.DENSE and not pooled
     output = "token_embeddings" if states else "sentence_embedding"
     return session.run([output], feeds)[0]

@@ -4,12 +4,13 @@ Every n-th layer attends to all of the text, the others to a window around each 
 have rotary positions of their own.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from embedding_server.convert.blocks import Net
 from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.graph import Graph
-from embedding_server.convert.packing import Bias, Packing, Rotary, distances
+from embedding_server.convert.packing import Batch, Bias, Rotary, distances
 from embedding_server.convert.rope import rope
 
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
@@ -18,7 +19,10 @@ _THETAS = {_GLOBAL: ("global_rope_theta", 160_000.0), _LOCAL: ("local_rope_theta
 """Kind of layer -> what its theta was called before transformers 5, and what it is by default."""
 _NEVER = -30_000.0
 """Added to a score it leaves nothing of it, and half precision can hold it."""
-_POOLINGS = {"cls": Packing.first, "mean": Packing.mean}
+_POOLINGS: dict[str, Callable[[Batch, str], str]] = {
+    "cls": lambda batch, states: batch.first(states),
+    "mean": lambda batch, states: batch.mean(states),
+}
 
 
 def encoder(net: Net) -> str:
