@@ -218,6 +218,9 @@ def test_https(tmp_path: Path) -> None:
         with Server(base_url=url, verify=context, timeout=30) as client:
             client.process = plain.process
             client.until("/health/ready")
+            port = str(plain.base_url.port)
+            check = ["healthcheck", "--ssl-enabled", "--port", port]
+            subprocess.run([*COMMAND[:-1], *check], check=True)
             body = {"model": DEMO, "input": ["Hello"] * 100}
             answer = client.post("/api/embed", json=body)
             assert len(answer.json()["embeddings"]) == 100
