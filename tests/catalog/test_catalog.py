@@ -67,7 +67,7 @@ def test_directory_is_read(tmp_path: Path) -> None:
     """Pooling, limit, width and prompts come from the files."""
     read = read_directory(write_model(tmp_path / "m", pooling="lasttoken"), "m")
     assert (read.pooling, read.max_tokens, read.dimensions) == (Pooling.LAST, MAX_TOKENS, HIDDEN)
-    assert read.prompts == {"query": "the query: "}
+    assert read.prompts == {"query": "the query: ", "document": ""}
 
 
 def test_limit_falls_back(tmp_path: Path) -> None:
