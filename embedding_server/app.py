@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+import structlog
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
@@ -24,7 +25,9 @@ from embedding_server.core import ModelSpec
 from embedding_server.errors import SettingsError
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.cores import usable_cores
+from embedding_server.runtime.machine import look
 from embedding_server.runtime.memory import Monitor, MonitorError, Nvml
+from embedding_server.runtime.providers import Compute
 from embedding_server.serving.admission import AdmissionQueue
 from embedding_server.serving.device import Device
 from embedding_server.serving.engine import Engine
@@ -42,6 +45,9 @@ _HEADERS_SHOWN = [
     "X-Queue-Depth", "X-Queue-Capacity", "X-Estimated-Wait-Ms", "X-Request-Id",
     "X-Model-Fingerprint", "X-Truncated-Inputs", "Retry-After", "retry-after-ms",
 ]  # fmt: skip
+
+
+log = structlog.get_logger()
 
 
 class App:
@@ -69,7 +75,7 @@ def create_app(settings: Settings) -> App:
     """The application for `settings`; models load once its lifespan starts.
 
     Raises:
-        StartupError: a model is unknown or cannot be read.
+        StartupError: a model is unknown or cannot be read, or a provider is missing.
     """
     metrics = Metrics(settings.service_name)
     catalog = open_catalog(settings)
@@ -85,7 +91,8 @@ def create_app(settings: Settings) -> App:
         cores=device.cores,
         metrics=metrics,
     )
-    loader = Loader(device, RunPlan.of(settings), Locator(settings), tokenizing, metrics)
+    plan = RunPlan.of(settings, _compute(settings, catalog))
+    loader = Loader(device, plan, Locator(settings), tokenizing, metrics)
     registry = Registry(
         catalog.models.values(),
         loader,
@@ -142,6 +149,14 @@ def create_app(settings: Settings) -> App:
         limit=RateLimit(settings.rate_limit),
     )
     return App(RequestLog(guarded, queue, face.inference_routes, metrics), parts)
+
+
+def _compute(settings: Settings, catalog: Catalog) -> Compute:
+    """What models run on; raises `ProviderError`."""
+    sizes = [spec.size for spec in catalog.models.values()]
+    compute = Compute.of(settings, look(settings.cuda_visible_devices), sizes)
+    log.info("compute.chosen", providers=compute.choice.names, reason=compute.choice.reason)
+    return compute
 
 
 def _monitor(settings: Settings) -> Monitor | None:

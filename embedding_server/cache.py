@@ -119,6 +119,7 @@ _FOLDERS: Mapping[str, Callable[[Path], _Entry]] = {
     "profiles": _file("profile", "model"),
     "references": _file("reference"),
     "calibrations": _file("calibration"),
+    "engines": _file("engine"),
     "hashes": _file("hash", "path"),
 }
 

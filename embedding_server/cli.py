@@ -121,6 +121,11 @@ def _settings(flags: dict[str, Any], allowed: str = "") -> Settings:
         print(f"embedding-server: {line}", file=sys.stderr)
     # The tokenizers' own thread pool is sized when it is first used.
     os.environ.setdefault("RAYON_NUM_THREADS", str(settings.threads or usable_cores()))
+    # CUDA reads these itself, once: a flag and `.env` have to reach it, and its numbers have to be
+    # NVML's.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if settings.cuda_visible_devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(settings.cuda_visible_devices)
     return settings
 
 

@@ -26,6 +26,8 @@ NO_MODELS = (
 )
 DIALECTS = ("native", "openai", "cohere", "tei", "unified", "fast")
 """APIs that the server speaks."""
+PROVIDERS = ("auto", "tensorrt", "cuda", "cpu")
+"""What `INFERENCE_PROVIDERS` may name."""
 Names = tuple[str, ...]
 _SWITCH = dict.fromkeys(("true", "1", "yes", "on"), True)
 _SWITCH |= dict.fromkeys(("false", "0", "no", "off"), False)
@@ -167,10 +169,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     precision: Annotated[
-        Literal["auto", "fp32", "fp16", "bf16", "int8"],
+        Literal["auto", "fp32", "tf32", "fp16", "bf16", "int8"],
         _field(
             "what models compute in; `int8` is faster and less exact; `fp16` and `bf16` are what"
-            " weights are rounded to; auto = fp32"
+            " weights are rounded to; `tf32` is fp32 but for the GPU's matrix products; auto ="
+            " fp32, and tf32 on GPUs that have it"
         ),
     ] = "auto"
     qwen3_dtype: Annotated[
@@ -183,6 +186,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     warmup_ms: Annotated[
         int, _ms("measuring how a model runs best, at its first load; 0 = not at all")
     ] = 3000
+    providers: Annotated[
+        Names,
+        Field(
+            text="what computes, the first choice first: `tensorrt`, `cuda`, `cpu`; auto = cuda"
+            " where it can be used, else cpu",
+            among=PROVIDERS,
+        ),
+    ] = ("auto",)
+    cuda_arena_size: Annotated[
+        int,
+        Field(
+            text="memory of a GPU that all models on it take at most, such as 4G; 0 = what"
+            " `GPU_PRESSURE_THRESHOLD` leaves of the smallest GPU",
+            env="CUDA_ARENA_SIZE",
+            size=True,
+        ),
+    ] = 0
+    cuda_arena_extend_strategy: Annotated[
+        Literal["next_power_of_two", "same_as_requested"],
+        _field("by how much that memory grows at a time", "CUDA_ARENA_EXTEND_STRATEGY"),
+    ] = "next_power_of_two"
     gpu_pressure_threshold: Annotated[
         float,
         _field(
@@ -342,7 +366,19 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str | None]) -> Setting
         values.setdefault("allowed_embedding_models", ())
     elif not values.get("allowed_embedding_models"):
         raise SettingsError(f"INFERENCE_ALLOWED_EMBEDDING_MODELS is not set: {NO_MODELS}")
+    _check_providers(values.get("providers", ("auto",)))
     return Settings(**values)
+
+
+def _check_providers(names: Names) -> None:
+    """Raise `SettingsError` for an order in which a name means nothing."""
+    said = f"INFERENCE_PROVIDERS={','.join(names)!r}: "
+    if not names:
+        raise SettingsError(said + "expected a comma list of " + ", ".join(PROVIDERS))
+    if "auto" in names and len(names) > 1:
+        raise SettingsError(said + "auto stands alone")
+    if "cpu" in names[:-1]:
+        raise SettingsError(said + "cpu computes everything, what comes behind it does nothing")
 
 
 def unknown(environ: Mapping[str, str]) -> list[str]:
