@@ -29,6 +29,7 @@ from embedding_server.runtime.machine import look
 from embedding_server.runtime.memory import Monitor, MonitorError, Nvml
 from embedding_server.runtime.providers import Compute
 from embedding_server.serving.admission import AdmissionQueue
+from embedding_server.serving.compute import compute_of
 from embedding_server.serving.device import Device
 from embedding_server.serving.engine import Engine
 from embedding_server.serving.loader import Loader
@@ -153,8 +154,8 @@ def create_app(settings: Settings) -> App:
 
 def _compute(settings: Settings, catalog: Catalog) -> Compute:
     """What models run on; raises `ProviderError`."""
-    sizes = [spec.size for spec in catalog.models.values()]
-    compute = Compute.of(settings, look(settings.cuda_visible_devices), sizes)
+    machine = look(settings.cuda_visible_devices)
+    compute = compute_of(settings, machine, catalog.models.values())
     log.info("compute.chosen", providers=compute.choice.names, reason=compute.choice.reason)
     return compute
 

@@ -20,8 +20,10 @@ import structlog
 from embedding_server import __version__
 from embedding_server.cache import prune, show_cache
 from embedding_server.conversion import convert_model
+from embedding_server.doctor import show_doctor
 from embedding_server.errors import StartupError
 from embedding_server.runtime.cores import usable_cores
+from embedding_server.runtime.machine import look
 from embedding_server.server import run
 from embedding_server.settings import Settings, add_flags, load, unknown, with_dotenv
 from embedding_server.tune import tune
@@ -60,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     remove.add_argument("--all", action="store_true", help="everything")
     remove.add_argument("--older-than", type=float, metavar="DAYS", help="what was made before")
     add_flags(remove)
+    doctor = verbs.add_parser("doctor", help="what there is to compute with, and what would be")
+    doctor.add_argument("--json", action="store_true", help="as JSON")
+    add_flags(doctor)
     flags = vars(parser.parse_args(argv))
     # What a verb prints is on stdout; `serve` sets up a log of its own.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
@@ -110,6 +115,12 @@ def _cache(flags: dict[str, Any]) -> int:
     return 0
 
 
+def _doctor(flags: dict[str, Any]) -> int:
+    settings = _settings(flags, allowed="*")
+    well = show_doctor(settings, look(settings.cuda_visible_devices), as_json=flags["json"])
+    return 0 if well else 1
+
+
 def _settings(flags: dict[str, Any], allowed: str = "") -> Settings:
     """The settings; `allowed` stands in for an allow-list that is not set."""
     environ = with_dotenv(os.environ)
@@ -136,4 +147,5 @@ _VERBS = {
     "fetch": _fetch,
     "convert": _convert,
     "cache": _cache,
+    "doctor": _doctor,
 }

@@ -11,11 +11,11 @@ from embedding_server.core import ModelSpec
 from embedding_server.errors import StartupError
 from embedding_server.runtime.cores import usable_cores
 from embedding_server.runtime.machine import look
-from embedding_server.runtime.providers import Compute
 from embedding_server.runtime.session import SessionError, Threads
 from embedding_server.runtime.tokenizer import TokenizerError
 from embedding_server.server import SWITCH_SECONDS
 from embedding_server.serving import profile as profiles
+from embedding_server.serving.compute import compute_of
 from embedding_server.serving.profile import Profile
 from embedding_server.serving.source import RunPlan, Source
 from embedding_server.serving.tuning import all_ways, frontier, settle, sweep
@@ -37,8 +37,8 @@ def tune(settings: Settings, seconds: float) -> None:
     """
     sys.setswitchinterval(SWITCH_SECONDS)  # as in `serve`
     locate, models = Locator(settings), open_catalog(settings).models
-    sizes = [spec.size for spec in models.values()]
-    plan = RunPlan.of(settings, Compute.of(settings, look(settings.cuda_visible_devices), sizes))
+    machine = look(settings.cuda_visible_devices)
+    plan = RunPlan.of(settings, compute_of(settings, machine, models.values()))
     for spec in models.values():
         try:
             _tune(locate(spec), plan, settings.threads or usable_cores(), seconds)

@@ -22,7 +22,18 @@ LAYERS = {
     "": set(),
 }
 """What each part may import of ours beside itself; `""` is the package's own version."""
-TOP = {"app", "server", "tune", "listing", "conversion", "cache", "table", "cli", "__main__"}
+TOP = {
+    "app",
+    "server",
+    "tune",
+    "listing",
+    "conversion",
+    "cache",
+    "doctor",
+    "table",
+    "cli",
+    "__main__",
+}
 
 FENCES = {
     "onnxruntime": {"runtime"},
