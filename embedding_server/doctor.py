@@ -23,7 +23,7 @@ from embedding_server.settings import Settings
 from embedding_server.table import show
 
 _LABEL = 11
-_LAZY = "only for convolutions and transforms"
+_LAZY = "cuda, for some models"
 
 
 class Cores(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ import ctypes
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,9 @@ def look(
     if wanted:
         ort.set_default_logger_severity(_FATAL_ONLY)  # what it would say is found out here
         _preload()
-    found = {name: _load(name, load) for names in wanted.values() for name in names}
+    handles: dict[str, Any] = {}
+    files = dict.fromkeys(name for names in wanted.values() for name in names)
+    found = {name: _load(name, load, handles) for name in files}
     return Machine(
         cards=cards,
         hidden=hidden,
@@ -113,7 +115,7 @@ def look(
         runtime=ort.__version__,
         offered=offered,
         libraries={kind: tuple(found[name] for name in names) for kind, names in wanted.items()},
-        tensorrt=_version("tensorrt") or _version("tensorrt-cu13"),
+        tensorrt=_tensorrt_version(handles),
     )
 
 
@@ -132,12 +134,31 @@ def _preload() -> None:
             ort.preload_dlls()
 
 
-def _load(file: str, load: Callable[[str], Any]) -> Library:
-    try:
-        load(file)
-    except OSError as exc:
-        return Library(file=file, error=str(exc).removeprefix(f"{file}: "))
-    return Library(file=file, path=_path(file))
+def _load(file: str, load: Callable[[str], Any], handles: dict[str, Any]) -> Library:
+    """Load a library into `handles`; once it is there, whoever needs it by name has it."""
+    error = ""
+    for name in (file, *_in_wheels(file)):
+        try:
+            handles[file] = load(name)
+        except OSError as exc:
+            error = error or str(exc).removeprefix(f"{file}: ")
+        else:
+            return Library(file=file, path=_path(file))
+    return Library(file=file, error=error)
+
+
+def _in_wheels(file: str) -> list[str]:
+    """Where TensorRT's wheels (tensorrt-cu13-libs) have it, which ONNX Runtime does not preload."""
+    spec = find_spec("tensorrt_libs")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    return [str(Path(folder) / file) for folder in folders]
+
+
+def _tensorrt_version(handles: Mapping[str, Any]) -> str:
+    """As the library tells (NvInferRuntime.h): 101303 is 10.13.3."""
+    tell = getattr(handles.get("libnvinfer.so.10"), "getInferLibVersion", None)
+    number = tell() if tell else 0
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}" if number else ""
 
 
 def _path(file: str) -> str:
@@ -148,10 +169,3 @@ def _path(file: str) -> str:
     except OSError:
         return ""
     return next((path for path in paths if Path(path).name.startswith(stem)), "")
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""

@@ -5,6 +5,7 @@ never acted on.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import msgspec
@@ -108,7 +109,7 @@ class Nvml:
             handle = self._handle(name, count)
             if handle is None:
                 return
-            yield str(number), handle
+            yield str(number), self._slice(handle)
 
     def _handle(self, name: str, count: int) -> Any:
         get = self._library.nvmlDeviceGetHandleByIndex
@@ -123,6 +124,22 @@ class Nvml:
         uuids = map(self._library.nvmlDeviceGetUUID, handles)
         matching = [one for one, uuid in zip(handles, uuids, strict=True) if uuid.startswith(name)]
         return matching[0] if name and len(matching) == 1 else None
+
+    def _slice(self, handle: Any) -> Any:
+        """The first slice of a GPU that is divided, which is all that CUDA sees of it by number.
+
+        See "Device Enumeration" in NVIDIA's MIG user guide.
+        """
+        library = self._library
+        try:
+            if not library.nvmlDeviceGetMigMode(handle)[0]:
+                return handle
+        except library.NVMLError:  # it cannot be divided, or is a slice
+            return handle
+        for index in range(library.nvmlDeviceGetMaxMigDeviceCount(handle)):
+            with suppress(library.NVMLError):
+                return library.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+        return handle
 
     def _card(self, number: int, handle: Any) -> Card:
         library = self._library

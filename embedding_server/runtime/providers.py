@@ -157,7 +157,7 @@ def choose(names: Sequence[str], machine: Machine) -> Choice:
         ProviderError: one that is named cannot be used; what is missing is said.
     """
     if tuple(names) == ("auto",):
-        problem = missing("cuda", machine)
+        problem = missing("cuda", machine) or _without_cudnn(machine)
         if not problem:
             return Choice(names=("cuda", "cpu"), reason=f"auto: {_described(machine.cards[0])}")
         return Choice(names=("cpu",), reason=f"auto: {problem}")
@@ -184,9 +184,16 @@ def missing(name: str, machine: Machine) -> str:
     return ""
 
 
+def _without_cudnn(machine: Machine) -> str:
+    """ONNX Runtime opens CUDA without cuDNN, and then fails in convolutions and some reductions."""
+    if not any(one.file.startswith("libcudnn") for one in machine.missing("lazy")):
+        return ""
+    return f"libcudnn.so.9 cannot be loaded, which some models need: {_INSTALL}"
+
+
 _REMEDIES = {
     "cuda": _INSTALL,
-    "tensorrt": "install TensorRT 10 for CUDA 13, and let LD_LIBRARY_PATH name its directory",
+    "tensorrt": f"{_INSTALL}; TensorRT 10: pip install 'tensorrt-cu13-libs<11', or LD_LIBRARY_PATH",
 }
 
 
