@@ -121,7 +121,7 @@ RUNTIME = (
     " CPUExecutionProvider\n"
 )
 LOST = "cannot be loaded (cannot open shared object file: No such file or directory)"
-INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]' (and pip uninstall onnxruntime before it)"
+INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 TENSORRT = f"{INSTALL}; TensorRT 10: pip install 'tensorrt-cu13-libs<11', or LD_LIBRARY_PATH"
 
 
@@ -143,10 +143,10 @@ TEXTS = [
 runtime    onnxruntime 1.31.1: CPUExecutionProvider
 driver     none: NVML Shared Library Not Found
 GPUs       none visible
-tensorrt   the package onnxruntime does not have it: {INSTALL}
-cuda       the package onnxruntime does not have it: {INSTALL}
+tensorrt   the package onnxruntime does not have it: pip uninstall onnxruntime; {INSTALL}
+cuda       the package onnxruntime does not have it: pip uninstall onnxruntime; {INSTALL}
 cpu        can be used
-providers  INFERENCE_PROVIDERS=auto: cpu (auto: the package onnxruntime does not have it: {INSTALL})
+providers  INFERENCE_PROVIDERS=auto: cpu (auto: the package onnxruntime does not have it: pip uninstall onnxruntime; {INSTALL})
 
 id    provider              precision  file
 tiny  CPUExecutionProvider  fp32       model.safetensors""",

@@ -35,7 +35,7 @@ _TF32_FROM = (8, 0)
 _MARGIN, _CONTEXT_BYTES = 0.05, 512 << 20
 """Of the memory below the threshold, and what CUDA's context and cuBLAS take beside arenas: an
 assumption, to be measured on a card."""
-_INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]' (and pip uninstall onnxruntime before it)"
+_INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 _STRATEGIES = {
     "next_power_of_two": "kNextPowerOfTwo",
     "same_as_requested": "kSameAsRequested",
@@ -172,7 +172,7 @@ def missing(name: str, machine: Machine) -> str:
     if name == "cpu":
         return ""
     if NAMES[name] not in machine.offered:
-        return f"the package {machine.package} does not have it: {_INSTALL}"
+        return f"the package {machine.package} does not have it: pip uninstall {machine.package}; {_INSTALL}"
     if not machine.driver:
         return f"no NVIDIA driver: {machine.driver_error}"
     if not machine.cards:

@@ -77,7 +77,7 @@ def test_auto(machine: Machine, golden: list[tuple[str, dict[str, str]]]) -> Non
 @pytest.mark.parametrize(
     ("machine", "names", "said"),
     [
-        (machines.NONE, "cuda", "the package onnxruntime does not have it: pip install"),
+        (machines.NONE, "cuda", "the package onnxruntime does not have it: pip uninstall"),
         (machines.WRONG_PACKAGE, "cuda,cpu", "the package onnxruntime does not have it"),
         (machines.NO_DRIVER, "cuda", "no NVIDIA driver: Driver Not Loaded"),
         (machines.ALL_HIDDEN, "cuda", "no GPU is visible: CUDA_VISIBLE_DEVICES hides all 2"),
@@ -274,7 +274,8 @@ def test_libraries_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
         return Loaded()
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load"))
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", lambda _: None)
     seen = look(None, FakeNvml("GPU-a1"), load)
     assert sorted(tried) == sorted({name for names in sonames().values() for name in names})
     assert [one.file for one in seen.missing("tensorrt")] == ["libcudnn.so.9"]

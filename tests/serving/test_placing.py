@@ -1,6 +1,7 @@
 """What follows from a GPU for a model's sessions and for what is stored of it."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -8,15 +9,18 @@ import pytest
 
 from embedding_server.catalog.local import read_directory
 from embedding_server.core import Precision
+from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.machine import Machine
 from embedding_server.runtime.providers import CPU, CUDA, TENSORRT, Compute
 from embedding_server.runtime.session import FellBackError, Threads
 from embedding_server.serving.check import tolerance
+from embedding_server.serving.device import Device
+from embedding_server.serving.loader import Loader
 from embedding_server.serving.profile import device_name
 from embedding_server.serving.source import RunPlan, Source
 from embedding_server.settings import Settings
 from tests import machines
-from tests.fakes import FakeSession
+from tests.fakes import MEMORY, FakeSession
 from tests.tiny import write_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:Specified provider")
@@ -86,6 +90,26 @@ def test_threads_do_not_matter_on_a_gpu(tmp_path: Path) -> None:
     """Nothing is tried out there."""
     assert source_on(tmp_path, machines.NONE).fixed_threads is None
     assert source_on(tmp_path, machines.A100S).fixed_threads == Threads()
+
+
+def test_the_next_model_goes_where_the_fewest_bytes_are(tmp_path: Path) -> None:
+    """Models that were unloaded count no more."""
+    compute = source_on(tmp_path, machines.A100S)._plan.compute
+    metrics = Metrics("test")
+    with ThreadPoolExecutor(1) as pool:
+        loader = Loader(
+            Device(1, None, MEMORY, metrics),
+            RunPlan(cache=tmp_path, compute=compute),
+            lambda spec: spec,
+            pool,
+            metrics,
+        )
+    assert loader._place().device == 0
+    session = FakeSession()
+    loader._placed[session] = 0
+    assert loader._place().device == 1
+    del session
+    assert loader._place().device == 0
 
 
 @pytest.mark.parametrize(
