@@ -146,7 +146,8 @@ GPUs       none visible
 tensorrt   the package onnxruntime does not have it: pip uninstall onnxruntime; {INSTALL}
 cuda       the package onnxruntime does not have it: pip uninstall onnxruntime; {INSTALL}
 cpu        can be used
-providers  INFERENCE_PROVIDERS=auto: cpu (auto: the package onnxruntime does not have it: pip uninstall onnxruntime; {INSTALL})
+providers  INFERENCE_PROVIDERS=auto: cpu (auto: the package onnxruntime does not have it: pip \
+uninstall onnxruntime; {INSTALL})
 
 id    provider              precision  file
 tiny  CPUExecutionProvider  fp32       model.safetensors""",

@@ -172,7 +172,8 @@ def missing(name: str, machine: Machine) -> str:
     if name == "cpu":
         return ""
     if NAMES[name] not in machine.offered:
-        return f"the package {machine.package} does not have it: pip uninstall {machine.package}; {_INSTALL}"
+        package = machine.package
+        return f"the package {package} does not have it: pip uninstall {package}; {_INSTALL}"
     if not machine.driver:
         return f"no NVIDIA driver: {machine.driver_error}"
     if not machine.cards:
