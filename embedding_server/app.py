@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
+import structlog
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
@@ -26,8 +27,11 @@ from embedding_server.core import ModelSpec
 from embedding_server.errors import SettingsError
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.cores import usable_cores
+from embedding_server.runtime.machine import look
 from embedding_server.runtime.memory import Monitor, MonitorError, Nvml
+from embedding_server.runtime.providers import Compute
 from embedding_server.serving.admission import AdmissionQueue
+from embedding_server.serving.compute import compute_of
 from embedding_server.serving.device import Device
 from embedding_server.serving.engine import Engine
 from embedding_server.serving.loader import Loader
@@ -43,6 +47,9 @@ if TYPE_CHECKING:
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
 
 _BATCHES_ADMITTED, _BATCHES_PER_CORE = 8, 2
+
+
+log = structlog.get_logger()
 
 
 class App:
@@ -70,7 +77,7 @@ def create_app(settings: Settings) -> App:
     """The application for `settings`; models load once its lifespan starts.
 
     Raises:
-        StartupError: a model is unknown or cannot be read.
+        StartupError: a model is unknown or cannot be read, or a provider is missing.
     """
     metrics = Metrics(settings.service_name)
     catalog = open_catalog(settings)
@@ -79,7 +86,8 @@ def create_app(settings: Settings) -> App:
     device = Device(cores, settings.max_batch_tokens, memory, metrics)
     tokenizing = ThreadPoolExecutor(1, "tokenize")
     queue = _queue(settings, device, metrics)
-    loader = Loader(device, RunPlan.of(settings), Locator(settings), tokenizing, metrics)
+    plan = RunPlan.of(settings, _compute(settings, catalog))
+    loader = Loader(device, plan, Locator(settings), tokenizing, metrics)
     registry = Registry(
         catalog.models.values(),
         loader,
@@ -160,6 +168,14 @@ def _queue(settings: Settings, device: Device, metrics: Metrics) -> AdmissionQue
         cores=device.cores,
         metrics=metrics,
     )
+
+
+def _compute(settings: Settings, catalog: Catalog) -> Compute:
+    """What models run on; raises `ProviderError`."""
+    machine = look(settings.cuda_visible_devices)
+    compute = compute_of(settings, machine, catalog.models.values())
+    log.info("compute.chosen", providers=compute.choice.names, reason=compute.choice.reason)
+    return compute
 
 
 def _monitor(settings: Settings) -> Monitor | None:

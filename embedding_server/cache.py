@@ -77,7 +77,7 @@ def _entries(cache: Path) -> Iterator[_Entry]:
     root = cache.expanduser()
     found = [
         look(path)
-        for folder, look in _FOLDERS.items()
+        for folder, look in FOLDERS.items()
         if (root / folder).resolve() == root.resolve() / folder
         for path in (root / folder).glob("*")
         if _OURS.fullmatch(path.name) and not path.is_symlink()
@@ -114,11 +114,12 @@ def _file(kind: str, key: str = "") -> Callable[[Path], _Entry]:
     return look
 
 
-_FOLDERS: Mapping[str, Callable[[Path], _Entry]] = {
+FOLDERS: Mapping[str, Callable[[Path], _Entry]] = {
     "graphs": _graph,
     "profiles": _file("profile", "model"),
     "references": _file("reference"),
     "calibrations": _file("calibration"),
+    "engines": _file("engine"),
     "hashes": _file("hash", "path"),
 }
 

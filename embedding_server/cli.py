@@ -54,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     remove.add_argument("--older-than", type=float, metavar="DAYS", help="what was made before")
     add_flags(remove)
     add_flags(verbs.add_parser("healthcheck", help="whether the server on this machine is ready"))
+    doctor = verbs.add_parser("doctor", help="what there is to compute with, and what would be")
+    doctor.add_argument("--json", action="store_true", help="as JSON")
+    add_flags(doctor)
     flags = vars(parser.parse_args(argv))
     try:
         return _VERBS[flags.pop("verb")](flags)
@@ -128,7 +131,21 @@ def _prepared(flags: dict[str, Any], allowed: str = "") -> Settings:
     settings = _settings(flags, allowed)
     # The tokenizers' own thread pool is sized when it is first used.
     os.environ.setdefault("RAYON_NUM_THREADS", str(settings.threads or usable_cores()))
+    # CUDA reads these itself, once: a flag and `.env` have to reach it, and its numbers have to be
+    # NVML's.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if settings.cuda_visible_devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(settings.cuda_visible_devices)
     return settings
+
+
+def _doctor(flags: dict[str, Any]) -> int:
+    from embedding_server.doctor import show_doctor
+    from embedding_server.runtime.machine import look
+
+    settings = _prepared(flags, allowed="*")
+    well = show_doctor(settings, look(settings.cuda_visible_devices), as_json=flags["json"])
+    return 0 if well else 1
 
 
 def _settings(flags: dict[str, Any], allowed: str = "") -> Settings:
@@ -150,5 +167,6 @@ _VERBS: Mapping[str, Callable[[dict[str, Any]], int]] = {
     "fetch": _fetch,
     "convert": _convert,
     "cache": _cache,
+    "doctor": _doctor,
     "healthcheck": _healthcheck,
 }

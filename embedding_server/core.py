@@ -107,9 +107,14 @@ class Task(StrEnum):
 
 
 class Precision(StrEnum):
-    """What a model computes in; on a CPU half precision is that of the weights alone."""
+    """What a model computes in; on a CPU half precision is that of the weights alone.
+
+    `TF32` is fp32 whose matrix products round what they multiply to 10 bits of mantissa, on GPUs of
+    compute capability 8.0 or more; elsewhere it is fp32. Graphs are the same.
+    """
 
     FP32 = "fp32"
+    TF32 = "tf32"
     FP16 = "fp16"
     BF16 = "bf16"
     INT8 = "int8"

@@ -1,7 +1,8 @@
 """Every failure a client or an operator can see, as one tree.
 
 StartupError                  the process cannot start: one line on stderr, then exit
-└── SettingsError             a setting is wrong (exit 2)
+├── SettingsError             a setting is wrong (exit 2)
+└── ProviderError             a provider that was asked for by name is missing (exit 2)
 ServiceError                  answered to a client as {"error", "code", "request_id"}
 ├── BadRequest                400  wrong shape, or a limit exceeded
 ├── UnsupportedModel          400  model not allowed, or of another task
@@ -33,6 +34,12 @@ class StartupError(Exception):
 
 class SettingsError(StartupError):
     """A setting is missing or out of bounds."""
+
+    exit_code = 2
+
+
+class ProviderError(StartupError):
+    """A provider that was asked for by name cannot be used; the message says what is missing."""
 
     exit_code = 2
 

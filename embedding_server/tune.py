@@ -10,10 +10,12 @@ from embedding_server.convert import ConvertError
 from embedding_server.core import ModelSpec
 from embedding_server.errors import StartupError
 from embedding_server.runtime.cores import usable_cores
+from embedding_server.runtime.machine import look
 from embedding_server.runtime.session import SessionError, Threads
 from embedding_server.runtime.tokenizer import TokenizerError
 from embedding_server.server import SWITCH_SECONDS
 from embedding_server.serving import profile as profiles
+from embedding_server.serving.compute import compute_of
 from embedding_server.serving.profile import Profile
 from embedding_server.serving.source import RunPlan, Source
 from embedding_server.serving.tuning import all_ways, frontier, settle, sweep
@@ -34,17 +36,18 @@ def tune(settings: Settings, seconds: float) -> None:
         StartupError: a model is unknown or cannot be loaded.
     """
     sys.setswitchinterval(SWITCH_SECONDS)  # as in `serve`
-    locate = Locator(settings)
-    for spec in open_catalog(settings).models.values():
+    locate, models = Locator(settings), open_catalog(settings).models
+    machine = look(settings.cuda_visible_devices)
+    plan = RunPlan.of(settings, compute_of(settings, machine, models.values()))
+    for spec in models.values():
         try:
-            _tune(locate(spec), settings, seconds)
+            _tune(locate(spec), plan, settings.threads or usable_cores(), seconds)
         except _KNOWN as exc:
             raise StartupError(f"{spec.id}: {exc}") from exc
 
 
-def _tune(spec: ModelSpec, settings: Settings, seconds: float) -> None:
-    cores = settings.threads or usable_cores()
-    source = Source(spec, RunPlan.of(settings), cores)
+def _tune(spec: ModelSpec, plan: RunPlan, cores: int, seconds: float) -> None:
+    source = Source(spec, plan, cores)
     tried, open_session = all_ways(cores, source.fixed_threads), partial(source.open, wide=False)
     points = sweep(open_session, tried, cores, spec.max_tokens, seconds)
     measured = list(tqdm(points, desc=spec.id, total=len(tried), unit="point"))

@@ -1,7 +1,7 @@
 """Stand-ins that implement our Protocols and do as they are told."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -115,13 +115,25 @@ class FakeMonitor:
 
 
 class FakeNvml:
-    """What `Nvml` needs of pynvml: cards by UUID, and one slice of a card."""
+    """What `Nvml` needs of pynvml: cards by UUID, and one slice of a card.
+
+    `names` and `capabilities` are by UUID; `divided` is the card that the slice is of.
+    """
 
     class NVMLError(Exception):
         """See pynvml."""
 
-    def __init__(self, *uuids: str, mig: str = "MIG-1", missing: bool = False) -> None:
+    def __init__(
+        self,
+        *uuids: str,
+        mig: str = "MIG-1",
+        missing: bool = False,
+        divided: str = "",
+        names: Mapping[str, str] = {},
+        capabilities: Mapping[str, tuple[int, int]] = {},
+    ) -> None:
         self._uuids = uuids
+        self._divided, self._names, self._capabilities = divided, names, capabilities
         self._mig = mig
         self._missing = missing
 
@@ -151,6 +163,44 @@ class FakeNvml:
     def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:  # noqa: N802
         """See NVML; how much is used follows from the handle."""
         return SimpleNamespace(used=len(handle), total=100)
+
+    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
+        """See NVML."""
+        return "580.1"
+
+    def nvmlDeviceGetName(self, handle: str) -> str:  # noqa: N802
+        """See NVML."""
+        return self._names.get(handle, "Fake")
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: str) -> list[int]:  # noqa: N802
+        """See NVML."""
+        if handle == self._mig:
+            raise self.NVMLError("Not Supported")
+        return list(self._capabilities.get(handle, (8, 0)))
+
+    def nvmlDeviceIsMigDeviceHandle(self, handle: str) -> int:  # noqa: N802
+        """See NVML."""
+        return int(handle == self._mig)
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: str) -> str:  # noqa: N802
+        """See NVML."""
+        return self._divided or self._uuids[0]
+
+    def nvmlDeviceGetMigMode(self, handle: str) -> list[int]:  # noqa: N802
+        """See NVML."""
+        if handle == self._mig or not self._divided:
+            raise self.NVMLError("Not Supported")
+        return [int(handle == self._divided)] * 2
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: str) -> int:  # noqa: N802
+        """See NVML."""
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: str, index: int) -> str:  # noqa: N802
+        """See NVML; slices may have any of the numbers."""
+        if index != 2:
+            raise self.NVMLError("Not Found")
+        return self._mig
 
     def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:  # noqa: N802
         """See NVML."""

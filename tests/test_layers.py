@@ -26,6 +26,7 @@ TOP = {
     "app",
     "server",
     "health",
+    "doctor",
     "tune",
     "listing",
     "conversion",

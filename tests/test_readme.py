@@ -33,7 +33,7 @@ def _default(row: Declared) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return f"`{','.join(value)}`"
-    return f"`{value >> 20}M`" if row.field.size else f"`{value}`"
+    return f"`{value >> 20}M`" if row.field.size and value else f"`{value}`"
 
 
 def metric_rows() -> list[str]:

@@ -15,13 +15,18 @@ def usable_cores(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> int:
         cgroups: where they are mounted.
         own: lists those of this process; every group above them counts too.
     """
-    quotas = [float(len(os.sched_getaffinity(0)))]
+    return math.ceil(min(float(len(os.sched_getaffinity(0))), quota(cgroups, own)))
+
+
+def quota(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> float:
+    """Cores that the quota allows, arguments as above; infinite where there is none."""
+    quotas = [math.inf]
     for line in (":/", *_words(own)):
         below = Path(line.rpartition(":")[2].lstrip("/"))
         for group in (below, *below.parents):
             quotas.append(_quota_v2(cgroups / group))
             quotas.append(_quota_v1(cgroups / "cpu" / group))
-    return math.ceil(min(quotas))
+    return min(quotas)
 
 
 def sums_bytes_exactly(cpuinfo: Path = _CPUINFO) -> bool:

@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 
 from embedding_server.core import Ids, Item, Precision, Vectors
 from embedding_server.runtime.layout import Layout, LayoutError, Packed, Value
+from embedding_server.runtime.providers import CPU, ON_CPU, Providers
 
 VERSION: str = ort.__version__
 """ONNX Runtime's version: part of what decides a vector's last bits."""
-
-CPU = "CPUExecutionProvider"
-"""The provider that sessions are opened with."""
 
 _ARENA = "cpu:0"
 _NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory", "BFCArena")
@@ -39,6 +37,10 @@ class SessionError(Exception):
 
 class OutOfMemoryError(SessionError):
     """The device has no room for this batch; a smaller one may do."""
+
+
+class FellBackError(SessionError):
+    """ONNX Runtime opened the graph with another provider than it was asked for."""
 
 
 class Spinning(StrEnum):
@@ -73,7 +75,14 @@ class Stop:
         self.options = ort.RunOptions()
         self.options.log_severity_level = _FATAL_ONLY
         if lean:
-            self.options.add_run_config_entry("memory.enable_memory_arena_shrinkage", _ARENA)
+            self.shrink(_ARENA)
+
+    def shrink(self, arenas: str) -> None:
+        """The run's arenas, such as `cpu:0;gpu:1`, give back what it leaves unused.
+
+        One that the session does not have fails the run.
+        """
+        self.options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
 
     def __call__(self) -> None:
         """The run fails with `SessionError` at the graph's next node."""
@@ -137,11 +146,13 @@ class OnnxSession:
         threads: of all others.
         layout: how texts are laid out for it.
         projections: a graph of what follows pooling, where that is not in the graph itself.
-        precision: what the graph computes in.
+        precision: what the graph computes in, there.
+        providers: what it runs on.
         reproducible: run every text alone, on one thread, so that no bit of its vector depends on
             what else there is to do.
 
     Raises:
+        FellBackError: it would run on another provider.
         SessionError: the file is missing, or no graph that can be used.
     """
 
@@ -154,22 +165,27 @@ class OnnxSession:
         layout: LayoutOf = Packed,
         projections: Path | None = None,
         precision: Precision = Precision.FP32,
+        providers: Providers = ON_CPU,
         reproducible: bool = False,
     ) -> None:
         self.precision = precision
+        (self.provider, options), *_ = providers
+        on_cpu = self.provider == CPU
+        self._arenas = "" if on_cpu else f"{_ARENA};gpu:{options['device_id']}"
         self.threads = _ONE_THREAD if reproducible else threads
         self._reproducible = reproducible
         weights = _Weights(path)
-        self._narrow = self._wide = _open(path, self.threads, packed=weights.packed)
+        self._narrow = self._wide = _open(
+            path, self.threads, packed=weights.packed, providers=providers
+        )
         self.resident_bytes = weights.bytes
-        if cores > self.threads.per_run and not reproducible:
+        if cores > self.threads.per_run and not reproducible and on_cpu:
             if weights.bytes <= _WIDE_BELOW_BYTES:
                 self._wide = _open(path, Threads(cores))
                 self.resident_bytes += weights.bytes
             elif weights.mapped:
                 self._wide = _open(path, Threads(cores), packed=False)
         self.has_wide = self._wide is not self._narrow
-        self.provider: str = self._narrow.get_providers()[0]
         try:
             self._layout = layout(
                 _declared(self._narrow.get_inputs()), _declared(self._narrow.get_outputs())
@@ -179,7 +195,7 @@ class OnnxSession:
         self.padded = self._layout.padded
         self._projections = None
         if projections and not self._layout.final:
-            self._projections = _open(projections, self.threads)
+            self._projections = _open(projections, self.threads, providers=providers)
             self.resident_bytes += projections.stat().st_size
 
     def run(
@@ -190,6 +206,8 @@ class OnnxSession:
             return [self.run([one], stop=stop)[0] for one in items]
         session, layout = self._wide if wide else self._narrow, self._layout
         options = stop.options if stop else None
+        if stop and stop.lean and self._arenas:
+            stop.shrink(self._arenas)
         with _translated():
             (value,) = session.run([layout.output], layout.feeds(items), options)
             vectors = layout.vectors(value, items)
@@ -238,9 +256,11 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except Exception as exc:  # ONNX Runtime's exceptions share no base class
-        text = str(exc)
-        short = isinstance(exc, MemoryError) or any(words in text for words in _NO_MEMORY)
-        raise (OutOfMemoryError if short else SessionError)(text) from exc
+        raise (OutOfMemoryError if _no_memory(exc) else SessionError)(str(exc)) from exc
+
+
+def _no_memory(exc: Exception) -> bool:
+    return isinstance(exc, MemoryError) or any(words in str(exc) for words in _NO_MEMORY)
 
 
 class _Weights:
@@ -259,7 +279,9 @@ class _Weights:
         self.packed = self.bytes <= _PACKED_BELOW_BYTES or not self.mapped
 
 
-def _open(path: Path, threads: Threads, *, packed: bool = True) -> ort.InferenceSession:
+def _open(
+    path: Path, threads: Threads, *, packed: bool = True, providers: Providers = ON_CPU
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads.per_run
     options.inter_op_num_threads = 1
@@ -272,7 +294,20 @@ def _open(path: Path, threads: Threads, *, packed: bool = True) -> ort.Inference
     if not packed:
         options.add_session_config_entry("session.disable_prepacking", "1")
     options.log_severity_level = _FATAL_ONLY
+    (asked, own), *_ = providers
+    for name, value in own.items():
+        if name.endswith("_cache_path"):
+            Path(value).mkdir(parents=True, exist_ok=True)  # ONNX Runtime makes no parents
     try:
-        return ort.InferenceSession(path, options, providers=[CPU])
+        # Its Python code would print, and try other providers than these.
+        session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
     except Exception as exc:  # ONNX Runtime's exceptions share no base class
-        raise SessionError(f"{path}: {exc}") from exc
+        text = f"{path}: {exc}"
+        raise (OutOfMemoryError if _no_memory(exc) else SessionError)(text) from exc
+    # A library that cannot be loaded is only logged (onnxruntime#23612, #23372).
+    if (used := session.get_providers()[0]) != asked:
+        raise FellBackError(
+            f"{path}: {asked} was asked for, and ONNX Runtime fell back to {used}: see what"
+            " `embedding-server doctor` says is missing"
+        )
+    return session

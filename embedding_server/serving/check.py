@@ -18,10 +18,13 @@ from embedding_server.core import (
     normalized,
     values,
 )
+from embedding_server.runtime.providers import CPU
 from embedding_server.runtime.session import Session
 
 _TOLERANCE = 1e-4
-"""Between a vector alone and among others, for length 1; measured: under 1e-6."""
+"""Between a vector alone and among others, for length 1; measured on CPUs: under 1e-6."""
+_TOLERANCES = {Precision.TF32: 2e-3, Precision.FP16: 1e-2, Precision.BF16: 4e-2}
+"""On GPUs, where another shape is another order of sums, and roundings follow: not measured yet."""
 _LEAST_COSINE, _SCORES_OFF, _SCORES_OFF_IN_HALVES = 0.999, 1e-3, 5e-2
 """Against fp32; scores relative to their size, if that is above 1."""
 _MAY_BE_ZERO = (Kind.CROSS, Kind.STATIC, Kind.SPARSE)
@@ -57,11 +60,17 @@ def check(spec: ModelSpec, items: Sequence[Item], session: Session) -> list[Vect
             raise CheckError("the self-check gave a vector of zeros")
         scale = max(length, 1.0) if spec.kind in _MAY_BE_ZERO else length
         difference = _difference(vector, alone) / scale
-        if difference > _TOLERANCE:
+        if difference > tolerance(session):
             raise NeighboursError(
                 f"a text's vector differs by {difference:.1e} with its neighbours"
             )
     return apart
+
+
+def tolerance(session: Session) -> float:
+    """How far a vector may be from what it is alone; on a CPU half precision is its weights'."""
+    on_cpu = session.provider == CPU
+    return _TOLERANCE if on_cpu else _TOLERANCES.get(session.precision, _TOLERANCE)
 
 
 def run_apart(session: Session, items: Sequence[Item]) -> list[Vector]:

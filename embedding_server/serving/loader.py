@@ -1,9 +1,12 @@
 """A `ModelSpec` -> a `Model` that has proved itself on this machine."""
 
 import threading
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
 
+import msgspec
 import structlog
 
 from embedding_server.catalog import FilesError, ModelFilesError
@@ -11,7 +14,8 @@ from embedding_server.convert import ConvertError
 from embedding_server.core import ModelSpec, Precision
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime import foreign
-from embedding_server.runtime.session import SessionError
+from embedding_server.runtime.providers import least_loaded
+from embedding_server.runtime.session import Session, SessionError
 from embedding_server.runtime.tokenizer import TokenizerError
 from embedding_server.serving.batcher import Batcher
 from embedding_server.serving.calibration import calibrated
@@ -21,6 +25,9 @@ from embedding_server.serving.kinds import probes
 from embedding_server.serving.model import Model
 from embedding_server.serving.references import hold
 from embedding_server.serving.source import RunPlan, Source
+
+_AS_WIDE = (Precision.FP32, Precision.TF32)
+"""A row that is not finite in these is not finite in fp32 either: the range is the same."""
 
 log = structlog.get_logger()
 
@@ -60,6 +67,8 @@ class Loader:
         self._tokenizing = tokenizing
         self._metrics = metrics
         self._one_at_a_time = threading.Lock()
+        self._placed: weakref.WeakKeyDictionary[Session, int] = weakref.WeakKeyDictionary()
+        """The GPU of every session that is still alive."""
 
     def locate(self, spec: ModelSpec) -> ModelSpec:
         """The spec with its files on this machine; blocks.
@@ -83,7 +92,8 @@ class Loader:
         try:
             foreign_ids = foreign.load() if spec.token_ids == foreign.NAME else None
             with self._one_at_a_time:
-                source = Source(spec, self._plan, self._device.cores)
+                plan = self._place()
+                source = Source(spec, plan, self._device.cores)
                 runs = self._device.runs
                 profile = source.profile(
                     quiet=lambda: self._device.idle and self._device.runs == runs
@@ -97,6 +107,7 @@ class Loader:
                     log.warning("model.runs_apart", model=spec.id, reason=str(exc))
                     session = source.open(profile.way.threads, apart=True)
                     apart = check(spec, items, session)
+                self._placed[session] = plan.device
                 hold(spec, source, session, items, apart)
                 calibration = calibrated(spec, source, session)
                 batcher = Batcher(
@@ -105,7 +116,7 @@ class Loader:
                     self._device,
                     self._metrics,
                     profile=profile,
-                    exact=None if session.precision is Precision.FP32 else source.exact,
+                    exact=None if session.precision in _AS_WIDE else source.exact,
                 )
                 batcher.ceiling.learn(session, source.encoder.max_tokens)
         except ModelFilesError as exc:
@@ -123,3 +134,14 @@ class Loader:
             quality=profile.quality,
             calibration=calibration,
         )
+
+    def _place(self) -> RunPlan:
+        """The plan, with the GPU that has the fewest bytes of models."""
+        compute = self._plan.compute
+        if compute.on_cpu:
+            return self._plan
+        resident: Counter[int] = Counter()
+        for session, number in list(self._placed.items()):
+            resident[number] += session.resident_bytes
+        device = least_loaded(compute.machine.cards, resident)
+        return msgspec.structs.replace(self._plan, device=device)

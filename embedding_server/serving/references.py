@@ -15,7 +15,8 @@ import numpy as np
 import structlog
 
 from embedding_server.core import Item, ModelSpec, Precision, Vector
-from embedding_server.runtime.session import CPU, Session
+from embedding_server.runtime.providers import CPU
+from embedding_server.runtime.session import Session
 from embedding_server.serving.check import CheckError, compare, run_apart
 from embedding_server.serving.profile import save
 from embedding_server.serving.source import Source

@@ -20,26 +20,36 @@ from embedding_server.convert import (
     convert,
     convert_layers,
     convert_projections,
-    model_type,
-    stored_precision,
     weight_files,
 )
 from embedding_server.core import Item, Kind, ModelSpec, Precision, Text, normalized
 from embedding_server.runtime.cores import sums_bytes_exactly
 from embedding_server.runtime.encoder import Encoder
 from embedding_server.runtime.layout import Packed
-from embedding_server.runtime.session import (
+from embedding_server.runtime.providers import (
     CPU,
+    ON_CPU,
+    TENSORRT,
+    Compute,
+    Part,
+    Providers,
+    computes_in,
+)
+from embedding_server.runtime.session import (
     VERSION,
+    FellBackError,
     LayoutOf,
     OnnxSession,
+    OutOfMemoryError,
     Session,
     SessionError,
     Threads,
     activations,
 )
+from embedding_server.runtime.shapes import buckets, changing
 from embedding_server.serving import profile as profiles
 from embedding_server.serving.kinds import calibrating, encoder_of, layout_of, probes
+from embedding_server.serving.precision import of_graph, tf32
 from embedding_server.serving.profile import Profile, Quality, device_name
 from embedding_server.serving.texts import CALIBRATION, JUDGEMENT
 from embedding_server.serving.tuning import Way, batch, best_way, ways
@@ -57,7 +67,8 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How models are to run, as the settings say.
 
     `precision` None is fp32, and `qwen3` for safetensors of that family. `threads_per_run` 0 and
-    `warmup` (seconds) leave that to measurement.
+    `warmup` (seconds) leave that to measurement. `device` is the number of the GPU, where `compute`
+    is on one.
     """
 
     cache: Path
@@ -67,9 +78,11 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     threads_per_run: int = 0
     warmup: float = 0.0
     max_image_pixels: int = 1 << 24
+    compute: Compute = Compute()
+    device: int = 0
 
     @classmethod
-    def of(cls, settings: Settings) -> "RunPlan":
+    def of(cls, settings: Settings, compute: Compute = Compute()) -> "RunPlan":  # noqa: B008 - frozen
         """As the settings say."""
         auto = settings.precision == "auto"
         return cls(
@@ -80,6 +93,7 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
             threads_per_run=settings.threads_per_run,
             warmup=settings.warmup_ms / 1000,
             max_image_pixels=settings.max_image_pixels,
+            compute=compute,
         )
 
 
@@ -96,8 +110,8 @@ class Source:
         self, spec: ModelSpec, plan: RunPlan, cores: int, progress: Progress | None = None
     ) -> None:
         self._spec, self._plan = spec, plan
-        self.precision = _precision(spec, plan)
-        """What its sessions compute in."""
+        self.precision = of_graph(spec, plan.precision, plan.qwen3)
+        """What its graph computes in."""
         self._cores = cores
         self.encoder = encoder_of(spec, plan.max_image_pixels)
         self._layout: LayoutOf
@@ -144,8 +158,8 @@ class Source:
 
     @property
     def fixed_threads(self) -> Threads | None:
-        """What the settings leave no choice about."""
-        if self._plan.reproducible:
+        """What the settings, or a GPU, leave no choice about."""
+        if self._plan.reproducible or not self._plan.compute.on_cpu:
             return Threads()
         wanted = min(self._plan.threads_per_run, self._cores)
         return Threads(wanted) if wanted else None
@@ -163,6 +177,7 @@ class Source:
             from embedding_server.catalog.objects import ObjectSession  # noqa: PLC0415
 
             return ObjectSession(self._spec, threads)
+        providers, precision = self._providers
         try:
             return OnnxSession(
                 self._graph,
@@ -170,9 +185,12 @@ class Source:
                 threads,
                 layout=self._layout,
                 projections=self._projections,
-                precision=self.precision,
+                precision=precision,
+                providers=providers,
                 reproducible=self._plan.reproducible or apart,
             )
+        except (FellBackError, OutOfMemoryError):
+            raise  # which is not the graph's fault
         except SessionError:
             made = (None if self._exported else self._graph, self._projections)
             for graph in filter(None, made):
@@ -200,7 +218,8 @@ class Source:
     @property
     def profile_path(self) -> Path:
         """Where the profile is kept."""
-        machine = f"{CPU} {device_name()} {self._cores}"
+        where = self._where or f"{CPU} {device_name()}"
+        machine = f"{where} {self._cores}"
         key = f"{self._identity} {machine} {self.fixed_threads}"
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
         return self._plan.cache.expanduser() / "profiles" / f"{name}.json"
@@ -234,9 +253,10 @@ class Source:
         """16 hex digits over everything that decides a vector's bits.
 
         That is the graph (weights, pooling, precision), tokenizer and limit, provider and runtime
-        version.
+        version, and a GPU's kind.
         """
-        key = f"{self._identity} {self._spec.max_tokens} {provider}"
+        where = provider if provider == CPU else self._where or provider
+        key = f"{self._identity} {self._spec.max_tokens} {where}"
         return hashlib.sha256(key.encode()).hexdigest()[:16]
 
     @property
@@ -260,7 +280,38 @@ class Source:
 
     def _in_fp32(self) -> "Source":
         spec = msgspec.structs.replace(self._spec, precision=Precision.FP32)
-        return Source(spec, self._plan, 1)
+        return Source(spec, msgspec.structs.replace(self._plan, compute=Compute()), 1)
+
+    @cached_property
+    def _providers(self) -> tuple[Providers, Precision]:
+        """What sessions are opened with, and what they then compute in."""
+        compute = self._plan.compute
+        if compute.on_cpu:
+            return ON_CPU, self.precision
+        part = Part(
+            graph=self._graph,
+            content=self._content,
+            precision=self.precision,
+            tf32=tf32(self._spec, self._plan.precision),
+            device=self._plan.device,
+            weights=sum(path.stat().st_size for path in _graph_files(self._graph)),
+        )
+        if compute.choice.first == TENSORRT:
+            shapes = changing(self._graph)
+            part = msgspec.structs.replace(
+                part, inputs=shapes, buckets=buckets(self.encoder.max_tokens)
+            )
+        providers = compute.providers(part)
+        return providers, computes_in(providers, compute.machine, part)
+
+    @property
+    def _where(self) -> str:
+        """What computes, where it is a GPU: it decides the last bits, and how fast they come."""
+        if self._plan.compute.on_cpu or self._spec.fastembed:
+            return ""
+        providers, precision = self._providers
+        names = ",".join(name for name, _ in providers)
+        return f"{names} {self._plan.compute.where(self._plan.device)} {precision}"
 
     @property
     def _identity(self) -> str:
@@ -312,19 +363,6 @@ class Source:
             quality=self.quality() if half and self.judged else None,
             model=self._spec.id,
         )
-
-
-def _precision(spec: ModelSpec, plan: RunPlan) -> Precision:
-    """What a model computes in; rounding weights to what they are is computing in fp32."""
-    if spec.file and spec.overrides.file:
-        return Precision.FP32  # the file that an operator chose is what it is
-    precision = spec.precision or plan.precision
-    if spec.file and not precision:
-        return Precision.FP32
-    if not precision:
-        precision = plan.qwen3 if model_type(spec.directory) == "qwen3" else Precision.FP32
-    as_stored = not spec.file and stored_precision(spec.directory) is precision
-    return Precision.FP32 if as_stored else precision
 
 
 def _graph_files(graph: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from embedding_server.runtime.memory import MonitorError, Nvml, Usage
+from embedding_server.runtime.memory import Card, MonitorError, Nvml, Usage
 from tests.fakes import FakeNvml
 
 CARDS = FakeNvml("GPU-a1", "GPU-b22", "GPU-b333")
@@ -53,6 +53,28 @@ def test_no_driver() -> None:
     library.nvmlDeviceGetMemoryInfo = gone  # type: ignore[method-assign]
     with pytest.raises(MonitorError, match="lost"):
         monitor.read()
+
+
+def test_what_the_cards_are() -> None:
+    """Name, UUID, memory and compute capability, numbered as CUDA numbers the visible ones."""
+    library = FakeNvml(
+        "GPU-a1", "GPU-b22", names={"GPU-b22": "NVIDIA T4"}, capabilities={"GPU-b22": (7, 5)}
+    )
+    nvml = Nvml(["1", "0"], library)
+    assert nvml.cards() == [
+        Card(number=0, name="NVIDIA T4", uuid="GPU-b22", memory=100, capability=(7, 5)),
+        Card(number=1, name="Fake", uuid="GPU-a1", memory=100, capability=(8, 0)),
+    ]
+    assert (nvml.driver(), nvml.count()) == ("580.1", 2)
+
+
+@pytest.mark.parametrize("visible", [None, ["0"], ["MIG-1"]])
+def test_a_divided_card(visible: list[str] | None) -> None:
+    """CUDA sees the first slice of a divided card, by whichever name; it computes as the card."""
+    library = FakeNvml("GPU-a1", divided="GPU-a1", capabilities={"GPU-a1": (9, 0)})
+    (card,) = Nvml(visible, library).cards()
+    assert (card.uuid, card.mig, card.capability) == ("MIG-1", True, (9, 0))
+    assert Nvml(visible, library).read() == [Usage("0", 5, 100, None)]
 
 
 @pytest.mark.gpu

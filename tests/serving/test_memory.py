@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from embedding_server.observability.metrics import Metrics
-from embedding_server.runtime.session import CPU
+from embedding_server.runtime.providers import CPU
 from embedding_server.serving import memory as module
 from embedding_server.serving.memory import Ceiling, MemoryGate
 from tests.conftest import Serve, parts_of
