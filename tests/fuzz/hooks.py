@@ -12,6 +12,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 REASONS = {
     r"Expected `int.*`, got `float`": "5.0 is an integer to JSON Schema, and none to msgspec",
     r"has token id -?\d+, which is not among": "a model has so many tokens",
+    r"has more than \d+ tokens: shorten it": "the limit of a model, where nothing may be cut",
+    r"a prompt does not go before token ids": "it may be the model's own, for an `input_type`",
     r"prompt_name is not one of the prompts of": "a model has its own prompts",
     r"dimensions must be": "a model has so many dimensions",
     r"Model \S+ is [\w-]+: POST /\S+ serves it": "`output` has to be one that the model makes",
