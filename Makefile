@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 CLIENTS := .venv-clients/installed
 
-.PHONY: run test test-all test-clients lint format bench bench-overload bench-memory lock clean
+.PHONY: run test test-all test-clients image-test lint format bench bench-overload bench-memory lock clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)
@@ -15,7 +15,11 @@ test: $(INSTALLED)
 
 # Adds what needs a browser (the Debian packages chromium and chromium-driver) and the real clients.
 test-all: $(INSTALLED) test-clients
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest -m "not gpu and not image"
+
+# Needs root and the Debian packages buildah and mmdebstrap.
+image-test: $(INSTALLED)
+	$(BIN)/pytest -m image
 
 # The clients people have against a real server, in an environment of their own.
 test-clients: $(INSTALLED) $(CLIENTS)
