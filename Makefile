@@ -13,7 +13,7 @@ run: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/pytest
 
-# Adds what needs a browser (the Debian packages chromium and chromium-driver) and the real clients.
+# Adds what needs the Debian packages chromium, chromium-driver and nginx-light, and the real clients.
 test-all: $(INSTALLED) test-clients
 	$(BIN)/pytest -m "not gpu and not image"
 
