@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 CLIENTS := .venv-clients/installed
+DEPLOY := .venv-deploy/installed
 
 .PHONY: run test test-all test-clients image-test lint format bench bench-overload bench-memory lock clean
 .DEFAULT_GOAL := run
@@ -14,7 +15,8 @@ test: $(INSTALLED)
 	$(BIN)/pytest
 
 # Adds what needs the Debian packages chromium, chromium-driver and nginx-light, and the real clients.
-test-all: $(INSTALLED) test-clients
+# Kubernetes' schemas and a linter of Dockerfiles have an environment of their own.
+test-all: $(INSTALLED) $(DEPLOY) test-clients
 	$(BIN)/pytest -m "not gpu and not image"
 
 # Needs root and the Debian packages buildah and mmdebstrap.
@@ -55,6 +57,11 @@ $(CLIENTS): tests/clients/requirements.lock
 	.venv-clients/bin/python -m pip install --quiet --no-deps --require-hashes -r $<
 	touch $@
 
+$(DEPLOY): tests/deploy/requirements.lock
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/python -m pip install --quiet --no-deps --require-hashes -r $<
+	touch $@
+
 # Needs uv. No index address goes into a lock.
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-annotate --no-header
@@ -63,6 +70,7 @@ lock:
 		-o requirements-cpu.lock
 	$(COMPILE) pyproject.toml --extra cuda -o requirements-cuda.lock
 	$(COMPILE) --no-config tests/clients/requirements.in -o tests/clients/requirements.lock
+	$(COMPILE) --no-config tests/deploy/requirements.in -o tests/deploy/requirements.lock
 
 clean:
-	rm -rf .venv .venv-clients
+	rm -rf .venv .venv-clients .venv-deploy
