@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+import yaml
 
 from embedding_server.settings import Settings
 from tests.deploy import DEPLOY, ROOT, tool
@@ -59,3 +60,36 @@ def test_unit_is_hardened() -> None:
     )
     lines = [line for line in verified.stderr.splitlines() if "is not executable" not in line]
     assert not lines
+
+
+def test_space() -> None:
+    """The Space's page and its image name one port, and models are there before it is offline."""
+    page = (DEPLOY / "huggingface-space" / "README.md").read_text()
+    said = yaml.safe_load(page.split("---")[1])
+    image = DOCKERFILES[-1].read_text()
+    assert said["sdk"] == "docker"
+    assert f"INFERENCE_PORT={said['app_port']} " in image
+    assert f"EXPOSE {said['app_port']}\n" in image
+    assert image.index("fetch --allowed") < image.index("HF_HUB_OFFLINE=1")
+
+
+def test_clouds() -> None:
+    """What is to be copied can be read, and the drain fits into the platform's time."""
+    page = (DEPLOY / "cloud.md").read_text()
+    blocks = re.findall(r"^```(?:yaml|json)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    run, ecs, azure = (yaml.safe_load(block) for block in blocks)
+    defaults = Settings(allowed_embedding_models=("any",))
+    template = run["spec"]["template"]["spec"]
+    (container,) = template["containers"]
+    drain = [int(one["value"]) for one in container["env"] if "DRAIN" in one["name"]]
+    assert sum(drain) < 10_000
+    assert template["timeoutSeconds"] * 1000 > defaults.request_timeout_ms
+    probe = container["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] <= 240
+    (task,) = ecs["containerDefinitions"]
+    grace = {one["name"]: one["value"] for one in task["environment"]}["INFERENCE_DRAIN_GRACE_MS"]
+    assert task["stopTimeout"] * 1000 > int(grace) + defaults.drain_timeout_ms
+    template = azure["properties"]["template"]
+    least = defaults.drain_grace_ms + defaults.drain_timeout_ms
+    assert template["terminationGracePeriodSeconds"] * 1000 > least
+    assert all(one["failureThreshold"] <= 10 for one in template["containers"][0]["probes"])
