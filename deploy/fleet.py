@@ -34,6 +34,8 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
     """Requests of 32 texts per second."""
     inside: float
     """Seconds of work of a lane that are admitted; the rest waits in line."""
+    refusal: float
+    """Seconds that a refusal costs."""
 
 
 class Second(NamedTuple):
@@ -93,6 +95,7 @@ class Fleet:
 
     def __init__(self, rates: Rates, replicas: int, start_seconds: int) -> None:
         self.ready, self._start_seconds = replicas, start_seconds
+        self._refusal, self._refused = rates.refusal, 0.0
         self._starting: deque[int] = deque()
         self._singles, self._bulk = (
             Lane(rate, rates.inside) for rate in (rates.singles, rates.bulk)
@@ -121,15 +124,17 @@ class Fleet:
             self._starting.popleft()
             self.ready += 1
         ready = self.ready
+        able = max(0.0, ready - self._refused * self._refusal)
         due = self._back.pop(now, [0.0] * TRIES)
         self._promised -= sum(due) * self._singles.seconds_each
-        kept = min(self._bulk.work + bulk * self._bulk.seconds_each, BULK_SHARE * ready)
+        kept = min(self._bulk.work + bulk * self._bulk.seconds_each, BULK_SHARE * able)
         arrived = [singles + due[0], *due[1:]]
-        refused = self._admit(now, arrived, ready - kept)
-        first = self._singles.drain(ready - kept, ready)
-        let_in = min(bulk, self._bulk.room(ready, ready - first))
+        refused = self._admit(now, arrived, able - kept)
+        first = self._singles.drain(able - kept, ready)
+        let_in = min(bulk, self._bulk.room(ready, able - first))
         self._bulk.work += let_in * self._bulk.seconds_each
-        second = self._bulk.drain(ready - first, ready)
+        second = self._bulk.drain(able - first, ready)
+        self._refused = sum(refused) + bulk - let_in
         waits = (
             (self._singles.wait(ready), sum(arrived) - sum(refused)),
             (self._bulk.wait(ready), let_in),
@@ -137,11 +142,11 @@ class Fleet:
         done = Second(
             ready=ready,
             waits=waits,
-            refused=sum(refused) + bulk - let_in,
+            refused=self._refused,
             given_up=refused[-1],
             answered=first / self._singles.seconds_each,
             bulk=second / self._bulk.seconds_each,
-            busy=(first + second) / ready,
+            busy=(first + second + ready - able) / ready,
             fill=self._fill(ready),
         )
         return done, bulk - let_in

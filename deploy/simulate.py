@@ -37,6 +37,8 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     """README, tokens/s of single texts."""
     inside_tokens: int = 8 * 256
     """Eight batches of 256 tokens are admitted per lane: README, Design."""
+    refusal_seconds: float = 1.9e-4
+    """README, Overload: 1,100 refusals a second cost 0.21 of the goodput."""
     chunks: float = 1e9
     chunks_days: float = 30.0
     start_seconds: int = 120
@@ -57,6 +59,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
             singles=self.single_texts,
             bulk=self.bulk_texts / 32,
             inside=self.inside_tokens / self.tokens_per_second,
+            refusal=self.refusal_seconds,
         )
 
 
