@@ -130,7 +130,9 @@ def test_it_serves(image: str, config: dict[str, Any], tmp_path: Path) -> None:
             assert answer.json()["dimensions"] > 0
             check = config["config"]["Healthcheck"]["Test"][1:]
             buildah("run", *options, name, "--", *check)
-            (pid,) = [one for one in _processes() if _environ(one).get("INFERENCE_PORT") == str(port)]
+            (pid,) = [
+                one for one in _processes() if _environ(one).get("INFERENCE_PORT") == str(port)
+            ]
             assert Path(f"/proc/{pid}").stat().st_uid == UID
             os.kill(pid, signal.SIGTERM)
             assert process.wait(timeout=20) == 0
