@@ -31,8 +31,8 @@ PENDING = {
 FOREIGN_VARIABLES = {"CORS_ORIGINS"}
 """Variables of predecessors, in the tables that lead away from them."""
 FOREIGN_PORTS = {
-    53: "DNS", 443: "the hub", 3000: "Grafana", 4317: "OTLP", 7860: "Spaces", 8000: "fast API",
-    9090: "Prometheus",
+    53: "DNS", 443: "the hub", 3000: "Grafana, TEI", 4317: "OTLP", 7860: "Spaces",
+    7997: "Infinity", 8000: "fast API", 9090: "Prometheus",
 }  # fmt: skip
 PENDING_METRICS = {"inference_run_slots"}
 OTHER_NAMES = {"inference_queue_wait_p90_seconds", "gpu_memory"}
