@@ -4,8 +4,9 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 CLIENTS := .venv-clients/installed
 FUZZER := .venv-fuzz/installed
+DEPLOY := .venv-deploy/installed
 
-.PHONY: run test test-all test-clients fuzz lint format bench bench-gpu bench-overload \
+.PHONY: run test test-all test-clients image-test fuzz lint format bench bench-gpu bench-overload \
 	bench-memory lock clean
 .DEFAULT_GOAL := run
 
@@ -15,11 +16,16 @@ run: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/pytest
 
-# Adds what needs Debian's chromium, chromium-driver and prometheus, the real clients, and requests
-# made up from our OpenAPI document.
-test-all: $(INSTALLED) $(FUZZER) test-clients
-	$(BIN)/pytest -m "not gpu"
+# Adds what needs Debian's chromium, chromium-driver, prometheus and nginx-light, the real clients, and
+# requests made up from our OpenAPI document. Kubernetes' schemas and a linter of Dockerfiles have an
+# environment of their own.
+test-all: $(INSTALLED) $(FUZZER) $(DEPLOY) test-clients
+	$(BIN)/pytest -m "not gpu and not image"
 	$(BIN)/python -m tests.fuzz --examples 100
+
+# Needs root and the Debian packages buildah and mmdebstrap.
+image-test: $(INSTALLED)
+	$(BIN)/pytest -m image
 
 # Requests made up from our OpenAPI document; see tests/fuzz.
 fuzz: $(INSTALLED) $(FUZZER)
@@ -52,9 +58,9 @@ bench-overload: $(INSTALLED)
 bench-memory: $(INSTALLED)
 	$(BIN)/python -m benchmarks.memory
 
-$(INSTALLED): requirements-cpu.lock pyproject.toml
+$(INSTALLED): requirements-dev.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-cpu.lock
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -68,15 +74,22 @@ $(FUZZER): tests/fuzz/requirements.lock
 	.venv-fuzz/bin/python -m pip install --quiet --no-deps --require-hashes -r $<
 	touch $@
 
+$(DEPLOY): tests/deploy/requirements.lock
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/python -m pip install --quiet --no-deps --require-hashes -r $<
+	touch $@
+
 # Needs uv. No index address goes into a lock.
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-annotate --no-header
 lock:
 	$(COMPILE) pyproject.toml --extra cpu --extra dev --extra demo --extra bench \
-		-o requirements-cpu.lock
+		-o requirements-dev.lock
+	$(COMPILE) pyproject.toml --extra cpu -c requirements-dev.lock -o requirements-cpu.lock
 	$(COMPILE) pyproject.toml --extra cuda -o requirements-cuda.lock
 	$(COMPILE) --no-config tests/clients/requirements.in -o tests/clients/requirements.lock
 	$(COMPILE) --no-config tests/fuzz/requirements.in -o tests/fuzz/requirements.lock
+	$(COMPILE) --no-config tests/deploy/requirements.in -o tests/deploy/requirements.lock
 
 clean:
-	rm -rf .venv .venv-clients .venv-fuzz
+	rm -rf .venv .venv-clients .venv-fuzz .venv-deploy
