@@ -168,6 +168,10 @@ class FakeNvml:
         """See NVML."""
         return "580.1"
 
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:  # noqa: N802
+        """See NVML."""
+        return 13010
+
     def nvmlDeviceGetName(self, handle: str) -> str:  # noqa: N802
         """See NVML."""
         return self._names.get(handle, "Fake")

@@ -1,5 +1,7 @@
 """Machines that are not at hand, as `runtime.machine.look` would see them."""
 
+import msgspec
+
 from embedding_server.runtime.machine import Library, Machine, sonames
 from embedding_server.runtime.memory import Card
 from embedding_server.runtime.providers import CPU, CUDA, TENSORRT
@@ -30,6 +32,8 @@ def machine(*cards: Card, without: tuple[str, ...] = ("libnvinfer", "libnvonnx")
     return Machine(
         cards=cards,
         driver="580.95.05",
+        cuda=13,
+        wanted=13,
         package="onnxruntime-gpu",
         runtime="1.31.1",
         offered=(TENSORRT, CUDA, CPU),
@@ -47,6 +51,8 @@ H200 = machine(card(0, "NVIDIA H200", 140, (9, 0)))
 H200_TENSORRT = machine(card(0, "NVIDIA H200", 140, (9, 0)), without=("nothing",))
 NO_CUDNN = machine(A100, without=("libcudnn", "libnvinfer", "libnvonnx"))
 NO_CUBLAS = machine(A100, without=("libcublas",))
+OLD_DRIVER = msgspec.structs.replace(machine(A100), driver="535.104", cuda=12)
+OLD_CARD = machine(card(0, "Tesla P100", 16, (6, 0)))
 ALL_HIDDEN = Machine(
     hidden=2, driver="580.95.05", package="onnxruntime-gpu", offered=(TENSORRT, CUDA, CPU)
 )

@@ -31,6 +31,7 @@ def filled(tmp_path: Path) -> Path:
     Source(other, RunPlan(cache=cache), 1)
     (cache / "graphs" / ".building-abc").mkdir()
     (cache / "graphs" / "mine").mkdir()
+    (cache / "engines" / ("0" * 32)).mkdir(parents=True)
     (cache / "notes.txt").write_text("mine")
     return cache
 
@@ -56,7 +57,14 @@ def test_ls(filled: Path, tmp_path: Path) -> None:
     others = {row[0]: row for name, row in rows.items() if row[0] not in by_kind}
     assert others["profile"][4] == "one"
     assert others["projections"][4] == str(tmp_path / "two")
-    assert set(others) == {"calibration", "profile", "projections", "reference", "unfinished"}
+    assert set(others) == {
+        "calibration",
+        "engine",
+        "profile",
+        "projections",
+        "reference",
+        "unfinished",
+    }
     assert not [name for name in rows if "mine" in name or "notes" in name]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
+from embedding_server import cli
 from embedding_server.doctor import show_doctor
 from embedding_server.runtime.machine import Machine
 from embedding_server.settings import Settings
@@ -258,3 +259,28 @@ def test_json(
     assert bool(found["problem"]) == (not chosen)
     assert set(found["usable"]) == {"tensorrt", "cuda", "cpu"}
     assert found["cache"]["free"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "environ", "seen"),
+    [
+        (None, {}, None),
+        (None, {"CUDA_VISIBLE_DEVICES": "1"}, "1"),
+        ("0, 2", {"CUDA_VISIBLE_DEVICES": "1"}, "0,2"),
+        (None, {"CUDA_VISIBLE_DEVICES": ""}, ""),
+    ],
+)
+def test_cuda_sees_the_cards_that_are_said(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    flag: str | None,
+    environ: dict[str, str],
+    seen: str | None,
+) -> None:
+    """CUDA reads the environment itself: a flag reaches it, and its numbers are NVML's."""
+    monkeypatch.chdir(tmp_path)
+    changed = dict(environ)
+    monkeypatch.setattr("embedding_server.cli.os.environ", changed)
+    cli._settings({"demo": "true", "cuda_visible_devices": flag})
+    assert changed.get("CUDA_VISIBLE_DEVICES") == seen
+    assert changed["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"

@@ -37,15 +37,18 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """What there is to compute with.
 
     `driver` is its version, empty where there is none, and then `driver_error` says why. `hidden`
-    GPUs are there and not visible. `libraries` are by provider, `lazy` ones those that CUDA loads
-    only for some operators; `tensorrt` is its version. `package` is what onnxruntime was installed
-    as.
+    GPUs are there and not visible. `cuda` is the major version that the driver is good for, and
+    `wanted` the one that the package was built with; 0: not known. `libraries` are by provider,
+    `lazy` ones those that CUDA loads only for some operators; `tensorrt` is its version. `package`
+    is what onnxruntime was installed as.
     """
 
     cards: tuple[Card, ...] = ()
     hidden: int = 0
     driver: str = ""
     driver_error: str = ""
+    cuda: int = 0
+    wanted: int = 0
     package: str = "onnxruntime"
     runtime: str = ""
     offered: tuple[str, ...] = ("CPUExecutionProvider",)
@@ -88,10 +91,11 @@ def look(
         load: opens a shared library by its name, or raises `OSError`.
     """
     cards: tuple[Card, ...] = ()
-    hidden, driver, error = 0, "", ""
+    hidden, cuda, driver, error = 0, 0, "", ""
     try:
         nvml = Nvml(visible, library) if library else Nvml(visible)
         cards, driver = tuple(nvml.cards()), nvml.driver()
+        cuda = nvml.cuda()
         hidden = max(0, nvml.count() - len(cards))
     except MonitorError as exc:
         error = str(exc)
@@ -99,7 +103,8 @@ def look(
     package = str(getattr(ort, "package_name", "onnxruntime"))
     named = re.match(r"\d+", str(getattr(ort, "cuda_version", None) or ""))
     # Libraries are of no interest where nothing would load them.
-    wanted = sonames(int(named[0]) if named else _CUDA_MAJOR) if _of_gpu(offered) else {}
+    major = int(named[0]) if named else _CUDA_MAJOR
+    wanted = sonames(major) if _of_gpu(offered) else {}
     if wanted:
         ort.set_default_logger_severity(_FATAL_ONLY)  # what it would say is found out here
         _preload()
@@ -111,6 +116,8 @@ def look(
         hidden=hidden,
         driver=driver,
         driver_error=error,
+        cuda=cuda,
+        wanted=major if wanted else 0,
         package=package,
         runtime=ort.__version__,
         offered=offered,

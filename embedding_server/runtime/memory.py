@@ -57,8 +57,8 @@ class Nvml:
 
     Args:
         visible: as in `CUDA_VISIBLE_DEVICES`, indices, UUIDs (or their beginnings) or MIG UUIDs, up
-            to the first that does not exist; None = all. Indices are NVML's: set
-            `CUDA_DEVICE_ORDER=PCI_BUS_ID` where cards differ.
+            to the first that does not exist; None = all. Indices are NVML's, and CUDA's where
+            `CUDA_DEVICE_ORDER=PCI_BUS_ID`, which the command line sees to.
         library: speaks NVML.
 
     Raises:
@@ -91,6 +91,13 @@ class Nvml:
         """The driver's version; raises `MonitorError`."""
         try:
             return str(self._library.nvmlSystemGetDriverVersion())
+        except self._library.NVMLError as exc:
+            raise MonitorError(str(exc)) from exc
+
+    def cuda(self) -> int:
+        """The major version of CUDA that the driver is good for; raises `MonitorError`."""
+        try:
+            return int(self._library.nvmlSystemGetCudaDriverVersion_v2()) // 1000
         except self._library.NVMLError as exc:
             raise MonitorError(str(exc)) from exc
 

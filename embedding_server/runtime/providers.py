@@ -7,7 +7,7 @@ CUDA and TensorRT were never run by these options yet; names and values are thos
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -32,6 +32,9 @@ ON_CPU: Providers = ((CPU, {}),)
 
 _TF32_FROM = (8, 0)
 """Compute capability: Ampere."""
+_LEAST = {13: (7, 5)}
+"""Compute capability by CUDA's major version: onnxruntime-gpu 1.31.1 has machine code for 7.5, 8.0,
+8.6, 8.9, 9.0 and 12.0."""
 _MARGIN, _CONTEXT_BYTES = 0.05, 512 << 20
 """Of the memory below the threshold, and what CUDA's context and cuBLAS take beside arenas: an
 assumption, to be measured on a card."""
@@ -169,20 +172,27 @@ def choose(names: Sequence[str], machine: Machine) -> Choice:
 
 def missing(name: str, machine: Machine) -> str:
     """What keeps a provider from being used: package, driver, device or library; empty: nothing."""
-    if name == "cpu":
-        return ""
+    return "" if name == "cpu" else next(_problems(name, machine), "")
+
+
+def _problems(name: str, machine: Machine) -> Iterator[str]:
+    package, wanted = machine.package, machine.wanted
     if NAMES[name] not in machine.offered:
-        package = machine.package
-        return f"the package {package} does not have it: pip uninstall {package}; {_INSTALL}"
+        yield f"the package {package} does not have it: pip uninstall {package}; {_INSTALL}"
     if not machine.driver:
-        return f"no NVIDIA driver: {machine.driver_error}"
+        yield f"no NVIDIA driver: {machine.driver_error}"
     if not machine.cards:
         hidden = f"CUDA_VISIBLE_DEVICES hides all {machine.hidden}" if machine.hidden else "none"
-        return f"no GPU is visible: {hidden}"
+        yield f"no GPU is visible: {hidden}"
+    if machine.cuda < wanted:
+        good = f"the driver {machine.driver} is good for CUDA {machine.cuda}"
+        yield f"{good}, {package} {machine.runtime} wants CUDA {wanted}: update it"
+    for card in machine.cards:
+        if card.capability < _LEAST.get(wanted, ()):
+            yield f"{_described(card)}, is too old for CUDA {wanted}: hide it"
     if lost := machine.missing(name):
         named = ", ".join(one.file for one in lost)
-        return f"{named} cannot be loaded ({lost[0].error}): {_REMEDIES[name]}"
-    return ""
+        yield f"{named} cannot be loaded ({lost[0].error}): {_REMEDIES[name]}"
 
 
 def _without_cudnn(machine: Machine) -> str:

@@ -77,9 +77,9 @@ def test_no_models(config: Path, text: str) -> None:
         (("a: {name: m, prompts: {query: 1}}",), 2, "a: prompts: expected texts, put them in quot"),
         (("a:", "  name: m", "  prompts:", "    q: x", "    q: y"), 6, "q is on line 5 already"),
         (
-            ("a: {name: m, precision: tf32}",),
+            ("a: {name: m, precision: fp8}",),
             2,
-            "one of fp32, fp16, bf16, int8, got 'tf32'",
+            "one of fp32, tf32, fp16, bf16, int8, got 'fp8'",
         ),
         (("a: {name: m, revision: 1.10}",), 2, "in quotes if it is a number, got '1.10'"),
         (("a: {name: m, revision: 2024-13-45}",), 2, "revision: expected a branch"),

@@ -59,6 +59,8 @@ def cuda(device: int, limit: int, tf32: str, strategy: str = "kNextPowerOfTwo") 
         (machines.NO_DRIVER, [(CPU, {})]),
         (machines.ALL_HIDDEN, [(CPU, {})]),
         (machines.NO_CUDNN, [(CPU, {})]),
+        (machines.OLD_DRIVER, [(CPU, {})]),
+        (machines.OLD_CARD, [(CPU, {})]),
         (machines.NO_CUBLAS, [(CPU, {})]),
         (machines.T4, [(CUDA, cuda(0, 13998909030, "0"))]),
         (machines.A100S, [(CUDA, cuda(0, 38225208934, "1"))]),
@@ -82,6 +84,12 @@ def test_auto(machine: Machine, golden: list[tuple[str, dict[str, str]]]) -> Non
         (machines.NO_DRIVER, "cuda", "no NVIDIA driver: Driver Not Loaded"),
         (machines.ALL_HIDDEN, "cuda", "no GPU is visible: CUDA_VISIBLE_DEVICES hides all 2"),
         (machines.machine(), "cuda", "no GPU is visible: none"),
+        (
+            machines.OLD_DRIVER,
+            "cuda",
+            "the driver 535.104 is good for CUDA 12, onnxruntime-gpu 1.31.1 wants CUDA 13",
+        ),
+        (machines.OLD_CARD, "cuda", "Tesla P100, compute capability 6.0, is too old for CUDA 13"),
         (
             machines.NO_CUBLAS,
             "cuda",
@@ -280,7 +288,7 @@ def test_libraries_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(tried) == sorted({name for names in sonames().values() for name in names})
     assert [one.file for one in seen.missing("tensorrt")] == ["libcudnn.so.9"]
     assert [one.error for one in seen.missing("lazy")] == [machines.LOST]
-    assert seen.tensorrt == "10.13.3"
+    assert (seen.tensorrt, seen.cuda, seen.wanted) == ("10.13.3", 13, 13)
 
 
 def test_names_of_libraries_follow_cuda() -> None:
