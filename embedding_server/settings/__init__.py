@@ -120,7 +120,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tls_key_path: Annotated[Path | None, said("its private key, PEM", "TLS_SERVER_KEY_PATH")] = None
     api_keys: Annotated[
         Names,
-        said("bearer keys, or `@file` with one per line; health and metrics stay open"),
+        said(
+            "keys or `name=key`, a key or `sha256:` and its hash, or `@file` with one per line;"
+            " health and metrics stay open"
+        ),
     ] = ()
     rate_limit: Annotated[
         int,

@@ -1,6 +1,7 @@
 """API keys: who gets in, who does not, and turns by key."""
 
 import asyncio
+import hashlib
 from pathlib import Path
 
 import httpx
@@ -41,6 +42,27 @@ async def test_keys_are_asked_for(serve: Serve, tmp_path: Path) -> None:
         text = (await client.get("/metrics")).text
         assert 'endpoint="/api/embed",method="POST",status="401"} 4.0' in text
         assert 'endpoint="unmatched",method="GET",status="401"} 1.0' in text
+
+
+async def test_names_and_hashes(serve: Serve) -> None:
+    """A key may have a name, be given as its hash, and come as `X-API-Key`."""
+    hashed = hashlib.sha256(b"third=").hexdigest()
+    given = ("first", "cGFkZGVk==", "search=zweiter", f"jobs=sha256:{hashed}")
+    async with serve(api_keys=given) as client:
+        for headers in (
+            bearer("first"), bearer("cGFkZGVk=="), {"X-API-Key": "zweiter"}, bearer("third="),
+        ):  # fmt: skip
+            answer = await client.post("/api/embed", json=BODY, headers=headers)
+            assert answer.status_code == 200, headers
+        for wrong in (hashed, f"sha256:{hashed}", "search=zweiter", "search", ""):
+            for headers in (bearer(wrong), {"X-API-Key": wrong}):
+                answer = await client.post("/api/embed", json=BODY, headers=headers)
+                assert answer.status_code == 401, headers
+        text = (await client.get("/metrics")).text
+        for name in ("search", "jobs"):
+            assert f'inference_requests_by_key_total{{key="{name}",status="200"}} 1.0' in text
+        assert "zweiter" not in text
+        assert "third" not in repr(Keys(given))
 
 
 async def test_without_keys_any_will_do(serve: Serve) -> None:
