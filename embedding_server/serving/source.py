@@ -5,6 +5,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -192,10 +193,18 @@ class Source:
         except (FellBackError, OutOfMemoryError):
             raise  # which is not the graph's fault
         except SessionError:
+            if self._opens_on_cpu():
+                raise
             made = (None if self._exported else self._graph, self._projections)
             for graph in filter(None, made):
                 shutil.rmtree(graph.parent, ignore_errors=True)
             raise
+
+    def _opens_on_cpu(self) -> bool:
+        """Whether it is the GPU that cannot open the graph."""
+        with suppress(SessionError):
+            return not self._plan.compute.on_cpu and bool(OnnxSession(self._graph, 1))
+        return False
 
     def exact(self) -> Session:
         """A session of the same model in fp32, on the CPU and one thread."""
