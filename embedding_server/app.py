@@ -174,7 +174,9 @@ def _compute(settings: Settings, catalog: Catalog) -> Compute:
     """What models run on; raises `ProviderError`."""
     machine = look(settings.cuda_visible_devices)
     compute = compute_of(settings, machine, catalog.models.values())
-    log.info("compute.chosen", providers=compute.choice.names, reason=compute.choice.reason)
+    idle = machine.cards and compute.on_cpu and settings.providers == ("auto",)
+    say = log.warning if idle else log.info
+    say("compute.chosen", providers=compute.choice.names, reason=compute.choice.reason)
     return compute
 
 

@@ -37,7 +37,14 @@ def test_values_of_every_kind() -> None:
         INFERENCE_READY_POLICY="ANY",
         INFERENCE_MODEL_PATH="/srv/models",
         INFERENCE_MAX_CONCURRENT_REQUESTS="",
+        INFERENCE_PROVIDERS="TensorRT, cuda",
+        INFERENCE_PRECISION="tf32",
+        CUDA_ARENA_SIZE="4G",
+        CUDA_ARENA_EXTEND_STRATEGY="same_as_requested",
     )
+    assert settings.providers == ("tensorrt", "cuda")
+    assert (settings.cuda_arena_size, settings.precision) == (4 << 30, "tf32")
+    assert settings.cuda_arena_extend_strategy == "same_as_requested"
     assert settings.allowed_embedding_models == ("a/b", "c")
     assert settings.max_body_bytes == 2 << 20
     assert settings.max_queued_bytes == 1 << 30
@@ -60,6 +67,8 @@ def test_values_of_every_kind() -> None:
         ("INFERENCE_COMPRESS", "perhaps", "true or false"),
         ("LOG_FORMAT", "xml", "one of json, pretty"),
         ("INFERENCE_READY_POLICY", "some", "one of all, any"),
+        ("CUDA_ARENA_SIZE", "4Q", "a size such as 64M"),
+        ("CUDA_ARENA_EXTEND_STRATEGY", "kNextPowerOfTwo", "next_power_of_two, same_as_requested"),
     ],
 )
 def test_wrong_values_name_variable_value_and_bound(name: str, value: str, said: str) -> None:

@@ -2,9 +2,19 @@
 
 from collections.abc import Iterable
 
-from embedding_server.core import ModelSpec
+import msgspec
+
+from embedding_server.core import ModelSpec, Precision
 from embedding_server.runtime.machine import Machine
-from embedding_server.runtime.providers import Compute
+from embedding_server.runtime.providers import (
+    ON_CPU,
+    TENSORRT,
+    Compute,
+    Part,
+    Providers,
+    computes_in,
+)
+from embedding_server.runtime.shapes import buckets, changing
 from embedding_server.settings import Settings
 
 _WEIGHTS = (".onnx", ".safetensors", ".data", "_data")
@@ -17,6 +27,17 @@ def compute_of(settings: Settings, machine: Machine, specs: Iterable[ModelSpec])
         ProviderError: a provider that is named cannot be used.
     """
     return Compute.of(settings, machine, [_size(spec) for spec in specs if not spec.fastembed])
+
+
+def opened_with(compute: Compute, part: Part, max_tokens: int) -> tuple[Providers, Precision]:
+    """What a model's sessions are opened with, and what they then compute in."""
+    if compute.on_cpu:
+        return ON_CPU, part.precision
+    if compute.choice.first == TENSORRT:
+        shapes = changing(part.graph)
+        part = msgspec.structs.replace(part, inputs=shapes, buckets=buckets(max_tokens))
+    providers = compute.providers(part)
+    return providers, computes_in(providers, compute.machine, part)
 
 
 def _size(spec: ModelSpec) -> int:

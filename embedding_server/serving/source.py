@@ -5,6 +5,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -26,15 +27,7 @@ from embedding_server.core import Item, Kind, ModelSpec, Precision, Text, normal
 from embedding_server.runtime.cores import sums_bytes_exactly
 from embedding_server.runtime.encoder import Encoder
 from embedding_server.runtime.layout import Packed
-from embedding_server.runtime.providers import (
-    CPU,
-    ON_CPU,
-    TENSORRT,
-    Compute,
-    Part,
-    Providers,
-    computes_in,
-)
+from embedding_server.runtime.providers import CPU, Compute, Part, Providers
 from embedding_server.runtime.session import (
     VERSION,
     FellBackError,
@@ -46,8 +39,8 @@ from embedding_server.runtime.session import (
     Threads,
     activations,
 )
-from embedding_server.runtime.shapes import buckets, changing
 from embedding_server.serving import profile as profiles
+from embedding_server.serving.compute import opened_with
 from embedding_server.serving.kinds import calibrating, encoder_of, layout_of, probes
 from embedding_server.serving.precision import of_graph, tf32
 from embedding_server.serving.profile import Profile, Quality, device_name
@@ -192,10 +185,18 @@ class Source:
         except (FellBackError, OutOfMemoryError):
             raise  # which is not the graph's fault
         except SessionError:
+            if self._opens_on_cpu():
+                raise
             made = (None if self._exported else self._graph, self._projections)
             for graph in filter(None, made):
                 shutil.rmtree(graph.parent, ignore_errors=True)
             raise
+
+    def _opens_on_cpu(self) -> bool:
+        """Whether it is the GPU that cannot open the graph."""
+        with suppress(SessionError):
+            return not self._plan.compute.on_cpu and bool(OnnxSession(self._graph, 1))
+        return False
 
     def exact(self) -> Session:
         """A session of the same model in fp32, on the CPU and one thread."""
@@ -285,24 +286,15 @@ class Source:
     @cached_property
     def _providers(self) -> tuple[Providers, Precision]:
         """What sessions are opened with, and what they then compute in."""
-        compute = self._plan.compute
-        if compute.on_cpu:
-            return ON_CPU, self.precision
         part = Part(
             graph=self._graph,
-            content=self._content,
+            content="" if self._plan.compute.on_cpu else self._content,
             precision=self.precision,
             tf32=tf32(self._spec, self._plan.precision),
             device=self._plan.device,
             weights=sum(path.stat().st_size for path in _graph_files(self._graph)),
         )
-        if compute.choice.first == TENSORRT:
-            shapes = changing(self._graph)
-            part = msgspec.structs.replace(
-                part, inputs=shapes, buckets=buckets(self.encoder.max_tokens)
-            )
-        providers = compute.providers(part)
-        return providers, computes_in(providers, compute.machine, part)
+        return opened_with(self._plan.compute, part, self.encoder.max_tokens)
 
     @property
     def _where(self) -> str:

@@ -95,8 +95,9 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
         if self.type is float:
             return float(text) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text) else None
         if self.type == Names:
-            names = dict.fromkeys(part.strip() for part in text.split(",") if part.strip())
             among = self.field.among
+            given = text.lower() if among else text
+            names = dict.fromkeys(part.strip() for part in given.split(",") if part.strip())
             return None if among and not names.keys() <= set(among) else tuple(names)
         return self.type(text) if text else None
 

@@ -12,7 +12,7 @@ from embedding_server.core import Precision
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.machine import Machine
 from embedding_server.runtime.providers import CPU, CUDA, TENSORRT, Compute
-from embedding_server.runtime.session import FellBackError, Threads
+from embedding_server.runtime.session import FellBackError, SessionError, Threads
 from embedding_server.serving.check import tolerance
 from embedding_server.serving.device import Device
 from embedding_server.serving.loader import Loader
@@ -84,6 +84,17 @@ def test_a_fall_back_keeps_the_graph(tmp_path: Path) -> None:
     assert source.converted.exists()
     exact = source.exact()
     assert (exact.provider, exact.precision) == (CPU, Precision.FP32)
+
+
+def test_a_damaged_graph_is_dropped_there_too(tmp_path: Path) -> None:
+    """What the CPU cannot open either is made anew next time."""
+    source = source_on(tmp_path, machines.A100S)
+    graph = source.converted
+    assert graph
+    graph.write_bytes(graph.read_bytes()[:1000])
+    with pytest.raises(SessionError):
+        source.open(Threads())
+    assert not graph.exists()
 
 
 def test_threads_do_not_matter_on_a_gpu(tmp_path: Path) -> None:
