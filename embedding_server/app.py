@@ -22,6 +22,7 @@ from embedding_server.api.keys import Keys
 from embedding_server.api.limits import RateLimit
 from embedding_server.api.middleware import RequestLog
 from embedding_server.api.parts import Parts
+from embedding_server.api.tei import TIMES
 from embedding_server.catalog import Catalog, Locator, open_catalog
 from embedding_server.core import ModelSpec
 from embedding_server.errors import SettingsError
@@ -137,16 +138,22 @@ def create_app(settings: Settings) -> App:
         device.stop()
         await asyncio.to_thread(close_tracer)
 
-    face = Face.of(settings.dialects)
+    face, cors = Face.of(settings.dialects), _cors(settings)
     guarded = Guard(
-        _litestar(parts, face, lifespan),
+        _litestar(parts, face, lifespan, cors),
         queue,
         face.inference_routes,
         face.shapes,
         keys=Keys(settings.api_keys),
         limit=RateLimit(settings.rate_limit),
+        cors=cors,
     )
     return App(RequestLog(guarded, queue, face.inference_routes, metrics, tracer), parts)
+
+
+def _cors(settings: Settings) -> CORSConfig:
+    shown = [*SHOWN, *TIMES]
+    return CORSConfig(allow_origins=list(settings.cors_allowed_origins), expose_headers=shown)
 
 
 def _tracer(settings: Settings) -> tuple["Tracer | None", Callable[[], None]]:
@@ -187,7 +194,7 @@ def _monitor(settings: Settings) -> Monitor | None:
         return None
 
 
-def _litestar(parts: Parts, face: Face, lifespan: Lifespan) -> Litestar:
+def _litestar(parts: Parts, face: Face, lifespan: Lifespan, cors: CORSConfig) -> Litestar:
     settings, queue = parts.settings, parts.engine.queue
     budget = ByteBudget(settings.max_queued_bytes, queue, parts.metrics)
     return Litestar(
@@ -206,9 +213,7 @@ def _litestar(parts: Parts, face: Face, lifespan: Lifespan) -> Litestar:
         exception_handlers={Exception: renderer(face.shapes)},
         lifespan=[lifespan],
         openapi_config=None,
-        cors_config=CORSConfig(
-            allow_origins=list(settings.cors_allowed_origins), expose_headers=SHOWN
-        ),
+        cors_config=cors,
         state=State({"parts": parts, "shapes": face.shapes}),
         request_max_body_size=None,
         logging_config=None,

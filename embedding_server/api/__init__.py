@@ -36,15 +36,15 @@ ROUTERS: list[tuple[str, list[Any]]] = [
     *shared.HANDLERS,
     *models.HANDLERS,
 ]
-"""The dialect, or the dialects, and the handlers that they have."""
+"""Handlers, and who has them: any of several dialects, or with `&` all of them together."""
 ALWAYS: list[Any] = ops.HANDLERS + docs.HANDLERS
 """What there is whatever the dialects are."""
 
 _SHAPES: dict[str, dict[str, Shape]] = {
+    "tei": tei.SHAPES,
     "unified": unified.SHAPES,
     "openai": openai.SHAPES,
     "cohere": cohere.SHAPES,
-    "tei": tei.SHAPES,
     "fast": fast.SHAPES,
 }
 """Where several dialects have a prefix, the first one's shape is taken."""
@@ -63,7 +63,11 @@ class Face(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, dialects: Collection[str] = DIALECTS) -> "Face":
         """That of these dialects."""
-        chosen = [one for names, one in ROUTERS if not set(dialects).isdisjoint(names.split())]
+        chosen = [
+            handlers
+            for names, handlers in ROUTERS
+            if any(set(one.split("&")) <= set(dialects) for one in names.split())
+        ]
         shown = list(_first_of_each_path(handler for one in chosen for handler in one))
         routes = {path for one in shown if INFERENCE in (one.opt or {}) for path in one.paths}
         shapes = [shapes for name, shapes in _SHAPES.items() if name in dialects]

@@ -1,6 +1,6 @@
 """Swagger UI, which works without internet: its files come from a package; and its document.
 
-The document takes a few milliseconds to make, beside the event loop.
+The document takes about 20 ms to make, beside the event loop.
 """
 
 from importlib import resources

@@ -1,4 +1,4 @@
-"""The fast embedding API; its `/embed` and `/models` are in `shared`."""
+"""The fast embedding API; its `/embed` beside TEI's is in `shared`, its lists are in `models`."""
 
 import time
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from embedding_server.api.encode import json_object, json_vectors
 from embedding_server.api.errors import Shape
 from embedding_server.api.inference import Model, checked_count, plain_options, respond
 from embedding_server.api.parts import parts
-from embedding_server.core import Embeddings, Task
+from embedding_server.core import Task
 from embedding_server.errors import ServiceError
 
 
@@ -29,6 +29,15 @@ class Failure(msgspec.Struct):
 def fast_error(error: ServiceError, _: str) -> tuple[int, Failure]:
     """A failure in this API's `Shape`."""
     return error.status, Failure(error.status, error.text, {})
+
+
+class EmbedRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """One text."""
+
+    examples: ClassVar = [{"model_name": MODEL, "text": "a cat"}]
+
+    model_name: Model
+    text: str
 
 
 class BatchRequest(msgspec.Struct, kw_only=True, frozen=True):
@@ -75,6 +84,12 @@ async def embed(request: ApiRequest, model: str, text: str) -> ASGIResponse:
     return await respond(request, body, model, 1, answer.usage)
 
 
+@post("/embed", status_code=200, opt={INFERENCE: Task.EMBED}, responses=answers(EmbedAnswer))
+async def embed_alone(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
+    """One vector."""
+    return await embed(request, data.model_name, data.text)
+
+
 @post(
     "/embed/batch",
     status_code=200,
@@ -84,9 +99,7 @@ async def embed(request: ApiRequest, model: str, text: str) -> ASGIResponse:
 async def embed_batch(request: ApiRequest, data: JSONBody[BatchRequest]) -> ASGIResponse:
     """One vector per text."""
     started, texts = time.perf_counter(), checked_count(request, data.texts)
-    answer: Embeddings = await parts(request).engine.embed(
-        data.model_name, texts, plain_options(request)
-    )
+    answer = await parts(request).engine.embed(data.model_name, texts, plain_options(request))
     body = json_object(
         embeddings=await json_vectors(answer.vectors),
         model_name=data.model_name,

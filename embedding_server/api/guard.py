@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
+from litestar.config.cors import CORSConfig
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, ReceiveMessage, Scope, Send
 
@@ -35,7 +36,8 @@ class Guard:
         routes: paths of inference routes.
         shapes: how failures are written, by path prefix.
         keys: who may come in.
-        limit: how often, everything that is POSTed counted.
+        limit: how often, everything that is POSTed counted, and loading a model.
+        cors: lets pages of other origins read what is refused.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Guard:
         *,
         keys: Keys,
         limit: RateLimit,
+        cors: CORSConfig,
     ) -> None:
         self._app = app
         self._queue = queue
@@ -54,6 +57,7 @@ class Guard:
         self._shapes = shapes
         self._keys = keys
         self._limit = limit
+        self._cors = cors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -62,7 +66,7 @@ class Guard:
             return
         try:
             scope["state"][CALLER] = self._keys.caller(scope)
-            if scope.get("method") == "POST":
+            if scope.get("method") == "POST" or scope["path"].endswith("/load"):
                 self._limit.spend(client_of(scope))
         except (Unauthorized, RateLimited) as refusal:
             await self._refuse(scope, send, refusal)
@@ -90,6 +94,10 @@ class Guard:
             scope["path_template"] = scope["path"]
         name, headers = note(scope, refusal)
         status, body = shape_for(self._shapes, scope)(refusal, name)
+        if (origin := header(scope, b"origin")) and self._cors.is_origin_allowed(origin):
+            headers |= self._cors.simple_headers
+            if not self._cors.is_allow_all_origins:
+                headers |= {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
         raw = [(key.lower().encode(), text.encode()) for key, text in headers.items()]
         raw.append((b"content-type", b"application/json"))
         content = msgspec.json.encode(body)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from embedding_server.errors import RateLimited
 
 _MOST_CLIENTS = 10_000
+"""Who was longest away is forgotten."""
 _MINUTE = 60.0
 
 
@@ -22,7 +23,7 @@ class RateLimit:
         self._per_minute = per_minute
         self._clock = clock
         self._full_at: dict[str, float] = {}
-        """When a client's bucket will be full again."""
+        """When a client's bucket will be full again; who came last is last."""
 
     def __repr__(self) -> str:
         return f"RateLimit({self._per_minute}, clients={len(self._full_at)})"
@@ -32,10 +33,11 @@ class RateLimit:
         if not self._spacing:
             return
         now = self._clock()
-        full_at = max(now, self._full_at.get(client, now)) + self._spacing
+        full_at = max(now, self._full_at.pop(client, now)) + self._spacing
         if (excess := full_at - now - _MINUTE) > 1e-6:
+            self._full_at[client] = full_at - self._spacing
             message = f"more than {self._per_minute} requests a minute: slow down"
             raise RateLimited(message, retry_after=excess)
         self._full_at[client] = full_at
         if len(self._full_at) > _MOST_CLIENTS:
-            self._full_at = {one: at for one, at in self._full_at.items() if at > now}
+            del self._full_at[next(iter(self._full_at))]

@@ -19,7 +19,8 @@ from embedding_server.serving.registry import Resident, State
 
 _SHOWN_CHARS = 200
 
-_SWITCHES = ("/load", "/unload")
+_LOAD = "/load"
+_SWITCHES = (_LOAD, "/unload")
 
 ModelId = Annotated[str, PathParameter(name="id")]
 
@@ -90,9 +91,9 @@ def model(request: ApiRequest, name: ModelId) -> ModelCard:
 
 
 async def model_or_switch(request: ApiRequest, name: ModelId) -> ModelCard | Switched:
-    """One allowed model; behind its id `/load` and `/unload` work too, but POST them."""
+    """One allowed model; behind its id `/load` works too, but POST it."""
     wanted = name.removeprefix("/")
-    if wanted.endswith(_SWITCHES) and wanted not in _cards(request):
+    if wanted.endswith(_LOAD) and wanted not in _cards(request):
         return await _switched(request, wanted)
     return _card(request, wanted)
 
@@ -165,7 +166,7 @@ def _listing(path: str) -> list[Any]:
 
 
 _BELOW = "/api/v1/models/{id:path}"
-_SWITCHING = {TAILS: ("", *_SWITCHES)}
+_LOADING = {TAILS: ("", _LOAD)}
 
 HANDLERS: list[tuple[str, list[Any]]] = [
     ("openai cohere", _listing("/v1/models")),
@@ -173,7 +174,7 @@ HANDLERS: list[tuple[str, list[Any]]] = [
     (
         "unified",
         [
-            get(_BELOW, opt=_SWITCHING, responses=answers(ModelCard, Switched))(model_or_switch),
+            get(_BELOW, opt=_LOADING, responses=answers(ModelCard, Switched))(model_or_switch),
             post(_BELOW, status_code=200, opt={TAILS: _SWITCHES})(switch),
         ],
     ),

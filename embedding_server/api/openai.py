@@ -112,12 +112,6 @@ def openai_error(error: ServiceError, _: str) -> tuple[int, FailureBody]:
     return status, FailureBody(failure)
 
 
-@post(
-    ["/v1/embeddings", "/api/v1/embeddings", "/embeddings"],
-    status_code=200,
-    opt={INFERENCE: Task.EMBED},
-    responses=answers(EmbeddingsAnswer),
-)
 async def embeddings(request: ApiRequest, data: JSONBody[EmbeddingsRequest]) -> ASGIResponse:
     """Embed one text or several."""
     texts = checked_count(request, input_texts(data.input), _MAX_INPUTS)
@@ -199,7 +193,17 @@ async def score(request: ApiRequest, data: JSONBody[ScoreRequest]) -> ASGIRespon
     return await respond(request, content, data.model, len(scores), usage)
 
 
+def embeddings_at(*paths: str) -> Any:
+    """The handler of these paths."""
+    return post(
+        list(paths),
+        status_code=200,
+        opt={INFERENCE: Task.EMBED},
+        responses=answers(EmbeddingsAnswer),
+    )(embeddings)
+
+
 SHAPES: dict[str, Shape] = dict.fromkeys(
     ("/v1", "/v1/models", "/api/v1", "/api/v1/embeddings", "/embeddings", "/models"), openai_error
 )
-HANDLERS: list[Any] = [embeddings, score]
+HANDLERS: list[Any] = [embeddings_at("/v1/embeddings", "/embeddings"), score]

@@ -1,6 +1,6 @@
 """Paths that several dialects have: the body says which of them is meant, or the answer is a union.
 
-This module alone knows several dialects.
+This module and `models` alone know several dialects.
 """
 
 from typing import Any, ClassVar
@@ -11,13 +11,13 @@ from litestar.params import JSONBody
 from litestar.response.base import ASGIResponse
 
 from embedding_server import __version__
-from embedding_server.api import fast, tei
+from embedding_server.api import fast, openai, tei
 from embedding_server.api.body import ApiRequest
 from embedding_server.api.declared import HEADERS, INFERENCE, MODEL, SHAPES, answers, any_of
 from embedding_server.api.errors import SHAPE
 from embedding_server.api.inference import Inputs, input_texts
 from embedding_server.api.parts import parts
-from embedding_server.core import Kind, ModelSpec, Task
+from embedding_server.core import Kind, ModelSpec, Precision, Task
 from embedding_server.errors import BadRequest
 from embedding_server.serving.options import ONE_VECTOR
 from embedding_server.serving.registry import Resident
@@ -45,15 +45,14 @@ class EmbedRequest(tei.VectorOptions, kw_only=True, frozen=True):
 )
 async def embed(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
     """One vector per text."""
-    spoken = parts(request).settings.dialects
-    if "tei" in spoken and data.inputs is not None:
+    if data.inputs is not None:
         return await tei.embed(request, input_texts(data.inputs), data.options(request), ONE_VECTOR)
-    if "fast" in spoken and data.model_name is not None:
-        request.scope["state"][SHAPE] = fast.fast_error
-        if data.text is not None:
-            return await fast.embed(request, data.model_name, data.text)
-    fields = {"tei": "inputs", "fast": "model_name and text"}
-    raise BadRequest("give " + ", or ".join(fields[one] for one in fields if one in spoken))
+    if data.model_name is None:
+        raise BadRequest("give inputs, or model_name and text")
+    request.scope["state"][SHAPE] = fast.fast_error
+    if data.text is None:
+        raise BadRequest("give model_name and text")
+    return await fast.embed(request, data.model_name, data.text)
 
 
 class ApiInfo(msgspec.Struct):
@@ -104,10 +103,10 @@ def info(request: ApiRequest) -> Info:
     return Info(
         model_id=spec.id if spec else None,
         model_sha=spec.origin.revision if spec and spec.origin else None,
-        model_dtype=model.precision if model else None,
+        model_dtype=_DTYPES[model.precision] if model else None,
         model_type=_model_type(spec) if spec else None,
         max_input_length=spec.max_tokens if spec else None,
-        max_concurrent_requests=settings.max_concurrent_requests or here.engine.queue.permits,
+        max_concurrent_requests=settings.max_concurrent_requests or settings.max_queue_depth,
         max_batch_tokens=settings.max_batch_tokens,
         max_client_batch_size=max(tei.MAX_INPUTS, settings.max_batch_size),
         auto_truncate=True,
@@ -121,6 +120,15 @@ def info(request: ApiRequest) -> Info:
             loaded_models=registry.loaded,
         ),
     )
+
+
+_DTYPES = {
+    Precision.FP32: "float32",
+    Precision.TF32: "float32",
+    Precision.FP16: "float16",
+    Precision.BF16: "bfloat16",
+    Precision.INT8: "int8",
+}
 
 
 def _default(request: ApiRequest) -> Resident | None:
@@ -137,5 +145,11 @@ def _model_type(spec: ModelSpec) -> dict[str, dict[str, Any]]:
     return {"embedding": {"pooling": str(spec.pooling)}}
 
 
-HANDLERS: list[tuple[str, list[Any]]] = [("tei fast", [embed]), ("tei unified", [info])]
-"""By the dialects that have them."""
+HANDLERS: list[tuple[str, list[Any]]] = [
+    ("tei&fast", [embed]),
+    ("tei", [tei.embed_alone]),
+    ("fast", [fast.embed_alone]),
+    ("tei unified", [info]),
+    ("openai unified", [openai.embeddings_at("/api/v1/embeddings")]),
+]
+"""By the dialects that have them; of two for a path and method the first one is taken."""

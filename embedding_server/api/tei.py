@@ -296,6 +296,7 @@ async def decode(request: ApiRequest, data: JSONBody[DecodeRequest]) -> list[str
     return await parts(request).engine.detokenize(
         any_model(request),
         checked_count(request, ids, MAX_INPUTS),
+        plain_options(request),
         skip_specials=data.skip_special_tokens,
     )
 
@@ -307,6 +308,25 @@ def any_model(request: ApiRequest) -> str:
     if not set(ONE_VECTOR).isdisjoint(embedders):
         return engine.default(Task.EMBED, ONE_VECTOR)
     return engine.default(Task.EMBED if embedders else Task.RERANK)
+
+
+class EmbedRequest(VectorOptions, kw_only=True, frozen=True):
+    """Texts, or token ids of them."""
+
+    examples: ClassVar = [{"inputs": ["a cat", "a dog"]}]
+
+    inputs: Inputs
+
+
+@post(
+    "/embed",
+    status_code=200,
+    opt={INFERENCE: Task.EMBED, HEADERS: TIMES},
+    responses=answers(list[list[float]]),
+)
+async def embed_alone(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
+    """One vector per text."""
+    return await embed(request, input_texts(data.inputs), data.options(request), ONE_VECTOR)
 
 
 class RootRequest(VectorOptions, kw_only=True, frozen=True):

@@ -168,5 +168,5 @@ def documentation() -> Redirect:
     return Redirect("/swagger-ui")
 
 
-SHAPES: dict[str, Shape] = dict.fromkeys(("/api/v1", "/info"), unified_error)
+SHAPES: dict[str, Shape] = dict.fromkeys(("/api/v1", "/info", "/"), unified_error)
 HANDLERS: list[Any] = [embed, embed_sparse, rerank, root, documentation]

@@ -37,7 +37,7 @@ class ForeignIds:
             return str(self._encoding.decode(ids))
         except (KeyError, OverflowError) as exc:
             wrong = next(token for token in ids if not self._knows(token))
-            fault = f"has token id {wrong}, which is not in {self._encoding.name}"
+            fault = f"has token id {str(wrong)[:24]}, which is not in {self._encoding.name}"
             raise InputError(index, f"{fault}, as the model is configured") from exc
 
     def _knows(self, token: int) -> bool:

@@ -24,6 +24,7 @@ MOST_CHARS_PER_TOKEN = 64
 _QUICK_CHARS = 2_000
 """About 0.3 ms."""
 _ALL = slice(None)
+_SHOWN_DIGITS = 24
 _ADVICE = (
     "send ids of this model's own tokenizer, or text; for clients that send OpenAI's ids, set "
     "token_ids: cl100k_base in the model configuration"
@@ -165,7 +166,8 @@ class Tokenizer:
             return
         wrong = next((token for token in ids if not self._knows(token)), None)
         if wrong is not None:
-            fault = f"has token id {wrong}, which is not among the model's {self._vocabulary}"
+            shown, size = str(wrong)[:_SHOWN_DIGITS], self._vocabulary
+            fault = f"has token id {shown}, which is not among the model's {size}"
             raise InputError(index, f"{fault}; {_ADVICE}")
 
     def _knows(self, token: int) -> bool:

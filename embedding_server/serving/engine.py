@@ -26,6 +26,7 @@ from embedding_server.core import (
     Rows,
     Task,
     Text,
+    Tokens,
     Usage,
     Vector,
 )
@@ -34,17 +35,15 @@ from embedding_server.errors import (
     DeadlineExceeded,
     EmbeddingError,
     RerankError,
-    ServiceError,
     UnsupportedModel,
 )
 from embedding_server.observability.metrics import OTHER_MODEL, Metrics
 from embedding_server.observability.stages import Call, Stage
-from embedding_server.runtime.encoder import InputError
 from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.admission import AdmissionQueue
-from embedding_server.serving.batcher import RunError
+from embedding_server.serving.faults import image_name, text_name, translated
 from embedding_server.serving.kinds import finished, relevance, scores
-from embedding_server.serving.model import Model, TextTooLong
+from embedding_server.serving.model import Model
 from embedding_server.serving.options import (
     ONE_VECTOR,
     Input,
@@ -58,6 +57,8 @@ from embedding_server.serving.schedule import Lane
 
 T = TypeVar("T")
 
+_MOST_READ = 1 << 18
+"""Characters or ids of a request that is only tokenised: each gives up to 100 bytes of answer."""
 _OPERATIONS = {Task.EMBED: "embeddings", Task.RERANK: "rerank"}
 """What OpenTelemetry calls them; it has no word for the second."""
 
@@ -114,7 +115,7 @@ class Engine:
         """
         with self._observed(Task.EMBED, name, len(inputs)) as (spec, call):
             check_options(options)
-            self._check_lengths(inputs, _text_name)
+            self._check_lengths(inputs, text_name)
 
             def texts(model: Model) -> list[Text]:
                 check_model(model.spec, inputs, options, kinds)
@@ -123,7 +124,7 @@ class Engine:
             if not spec.unidentified:
                 check_model(spec, inputs, options, kinds)
             images = any(isinstance(one, bytes) for one in inputs)
-            with _translated(_image_name if images else _text_name, EmbeddingError):
+            with translated(image_name if images else text_name, EmbeddingError):
                 raw = await self._run(spec, texts, options, call)
             kind = raw.model.spec.kind
             finish = partial(
@@ -197,7 +198,7 @@ class Engine:
             return [*asking, *given] if given else []
 
         self._check_lengths([*queries, *documents], name_of)
-        with _translated(name_of, RerankError):
+        with translated(name_of, RerankError):
             raw = await self._run(spec, texts, options, call)
         kind = raw.model.spec.kind
         found = await _off_loop(kind, partial(scores, kind, raw.vectors, count))
@@ -211,23 +212,51 @@ class Engine:
         Raises as `embed` does.
         """
         check_options(options)
-        self._check_lengths(texts, _text_name)
-        with await self.registry.lease(self.described(name)) as model, _reading():
+        self._check_lengths(texts, text_name)
+
+        def read(model: Model) -> list[list[Piece]]:
             whole = [str(one) for one in prompted(model.spec, texts, options)]
-            tokenizer = _tokenizer(model)
-            return await asyncio.to_thread(tokenizer.pieces, whole, specials=specials)
+            return _tokenizer(model).pieces(whole, specials=specials)
+
+        return await self._read(name, texts, options, read)
 
     async def detokenize(
-        self, name: str, ids: Sequence[Sequence[int]], *, skip_specials: bool
+        self, name: str, ids: Sequence[Sequence[int]], options: Options, *, skip_specials: bool
     ) -> list[str]:
         """The text of each list of token ids; raises as `embed` does."""
-        with await self.registry.lease(self.described(name)) as model, _reading():
-            tokenizer = _tokenizer(model)
-            return await asyncio.to_thread(tokenizer.decode, ids, skip_specials=skip_specials)
+
+        def read(model: Model) -> list[str]:
+            return _tokenizer(model).decode(ids, skip_specials=skip_specials)
+
+        return await self._read(name, [Tokens(row) for row in ids], options, read)
+
+    async def _read(
+        self, name: str, texts: Sequence[Text], options: Options, read: Callable[[Model], T]
+    ) -> T:
+        """What `read` makes of texts with a model's tokenizer, beside the event loop.
+
+        They are admitted as if the model ran them: it is less.
+        """
+        if (size := sum(map(len, texts))) > _MOST_READ:
+            raise BadRequest(f"{size} characters or ids at once, at most {_MOST_READ} are allowed")
+        spec = self.described(name)
+        if self.queue.draining:
+            raise self.queue.refusal("draining", "the server is shutting down")
+        try:
+            async with asyncio.timeout(options.timeout):
+                with await self.registry.lease(spec) as model, _reading():
+                    work, lane = model.estimate(texts), Lane.of(len(texts))
+                    with await self.queue.permit(work, lane, options.client):
+                        return await asyncio.to_thread(read, model)
+        except TimeoutError as exc:
+            self.metrics.expired.inc()
+            raise DeadlineExceeded(f"not done within {options.timeout:g} s") from exc
 
     async def load(self, name: str) -> None:
         """Make a model resident; raises `UnsupportedModel` and `ModelLoadError`."""
-        with await self.registry.lease(self.described(name)):
+        spec = self.described(name)
+        self.registry.keep(spec)
+        with await self.registry.lease(spec):
             pass
 
     async def unload(self, name: str) -> None:
@@ -314,9 +343,9 @@ class Engine:
     def _check_lengths(self, texts: Sequence[Input], name: Callable[[int], str]) -> None:
         limit = self._max_text_chars
         for index, text in enumerate(texts if limit else ()):
-            if isinstance(text, str) and len(text) > limit:
-                size = f"{len(text)} characters, the limit is {limit}"
-                raise BadRequest(f"{name(index)} has {size}")
+            if not isinstance(text, bytes) and len(text) > limit:
+                what = "characters" if isinstance(text, str) else "token ids"
+                raise BadRequest(f"{name(index)} has {len(text)} {what}, the limit is {limit}")
 
     @contextmanager
     def _observed(self, task: Task, name: str, items: int) -> Iterator[tuple[ModelSpec, Call]]:
@@ -341,38 +370,11 @@ async def _off_loop(kind: Kind, work: Callable[[], T]) -> T:
     return await asyncio.to_thread(work) if kind is Kind.MULTI else work()
 
 
-def _text_name(index: int) -> str:
-    return f"text {index}"
-
-
-def _image_name(index: int) -> str:
-    return f"image {index}"
-
-
-@contextmanager
-def _translated(name: Callable[[int], str], failed: type[ServiceError]) -> Iterator[None]:
-    """What goes wrong inside as a client's error; `name` says what input an index stands for."""
-    try:
-        yield
-    except TextTooLong as exc:
-        raise _too_long(name(exc.index), exc.limit) from exc
-    except InputError as exc:
-        raise BadRequest(f"{name(exc.index)} {exc}") from exc
-    except RunError as exc:
-        raise failed(str(exc)) from exc
-
-
 def _reading() -> AbstractContextManager[None]:
-    return _translated(_text_name, EmbeddingError)
+    return translated(text_name, EmbeddingError)
 
 
 def _tokenizer(model: Model) -> Tokenizer:
     if model.tokenizer is None:
         raise UnsupportedModel(f"Model {model.spec.id} has no tokenizer")
     return model.tokenizer
-
-
-def _too_long(which: str, limit: int) -> BadRequest:
-    return BadRequest(
-        f"{which} has more than {limit} tokens: shorten it, or allow truncation with truncate: true"
-    )

@@ -6,11 +6,9 @@ longest ago makes room.
 """
 
 import asyncio
-import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from enum import StrEnum
 from functools import partial
 from typing import TypeVar
@@ -18,10 +16,11 @@ from typing import TypeVar
 import structlog
 
 from embedding_server.core import ModelSpec
-from embedding_server.errors import ModelLoadError
+from embedding_server.errors import ModelLoadError, ServiceUnavailable, Unavailable
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving.loader import LoadError
 from embedding_server.serving.model import Model
+from embedding_server.serving.threads import in_daemon_thread, release
 
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 60.0
 
@@ -49,6 +48,8 @@ class Resident:
         self.state = State.UNLOADED
         self.pinned = False
         """Whether it is loaded again and again until that works, and then stays."""
+        self.required = False
+        """Whether the settings want that."""
         self.closing = False
         """Whether new requests wait until it has made room for another model."""
         self.model: Model | None = None
@@ -160,7 +161,7 @@ class Registry:
             self._sweeping = asyncio.create_task(self._sweep())
         for spec in pinned:
             resident = self.residents[spec.id]
-            resident.pinned = True
+            resident.pinned = resident.required = True
             self._ensure(resident)
 
     async def stop(self) -> None:
@@ -186,10 +187,11 @@ class Registry:
         """Unload a model as soon as nobody uses it, and keep it only on demand from then on.
 
         Raises:
-            ModelLoadError: it still loads or is in use after `patience` seconds.
+            ServiceUnavailable: it still loads or is in use after `patience` seconds.
         """
         resident = self.residents[spec.id]
-        resident.pinned = False
+        pinned, resident.pinned = resident.pinned, False
+        unloaded = False
         try:
             async with asyncio.timeout(self._patience):
                 # Those who waited for the load are woken before this, and get their turn.
@@ -200,13 +202,20 @@ class Registry:
                     await self._freed.wait()
         except TimeoutError as exc:
             message = f"{spec.id} is still {'in use' if resident.users else resident.state}"
-            raise self._refusal("busy", message, self._patience) from exc
+            raise self._refusal("busy", message, self._patience, ServiceUnavailable) from exc
         else:
+            unloaded = True
             if resident.state is State.READY:
                 self._unload(resident, "asked")
         finally:
+            resident.pinned = pinned and not unloaded
             if resident.closing:
                 self._reopen()
+
+    def keep(self, spec: ModelSpec) -> None:
+        """A model that was to stay from the start stays from now on, if it was unloaded since."""
+        resident = self.residents[spec.id]
+        resident.pinned = resident.required
 
     async def _wait(self, resident: Resident) -> None:
         if self.max_loaded and not resident.pinned and len(self.pinned) >= self.max_loaded:
@@ -237,10 +246,12 @@ class Registry:
             return self._patience
         return resident.load_began + resident.load_seconds - time.monotonic()
 
-    def _refusal(self, reason: str, message: str, after: float) -> ModelLoadError:
+    def _refusal(
+        self, reason: str, message: str, after: float, kind: type[Unavailable] = ModelLoadError
+    ) -> Unavailable:
         """A counted 503."""
         self._metrics.rejections.labels(reason).inc()
-        return ModelLoadError(message, reason=reason, retry_after=after)
+        return kind(message, reason=reason, retry_after=after)
 
     def _ensure(self, resident: Resident) -> None:
         if resident.loading is None and time.monotonic() >= resident.retry_at:
@@ -346,7 +357,7 @@ class Registry:
         if resident.waiting:
             self._ensure(resident)
         # Freeing large memory takes a while.
-        threading.Thread(target=_release, args=(models,), name="unload", daemon=True).start()
+        threading.Thread(target=release, args=(models,), name="unload", daemon=True).start()
 
 
 def _way(name: str, model: Model) -> tuple[str, str, str]:
@@ -360,34 +371,3 @@ def _queued_texts(resident: Resident) -> float:
 
 def _resident_bytes(resident: Resident) -> float:
     return resident.model.resident_bytes if resident.model else 0
-
-
-def _release(models: list[Model | None]) -> None:
-    """Let go of models, and give their memory back to the system where the C library can."""
-    models.clear()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
-
-
-async def in_daemon_thread(function: Callable[[ModelSpec], T], spec: ModelSpec) -> T:
-    """`function(spec)` on a thread of its own, which does not keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(set_outcome: Callable[[], None]) -> None:
-        if not future.done():
-            set_outcome()
-
-    def work() -> None:
-        try:
-            result = function(spec)
-            outcome = partial(future.set_result, result)
-        except BaseException as exc:  # noqa: BLE001 - it is raised where it is awaited
-            error = exc if isinstance(exc, Exception) else LoadError(repr(exc))
-            outcome = partial(future.set_exception, error)
-        with suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle, outcome)
-
-    threading.Thread(target=work, name="load", daemon=True).start()
-    return await future

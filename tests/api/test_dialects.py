@@ -1,5 +1,6 @@
 """Which dialects are spoken: `INFERENCE_DIALECTS`, and which model those mean that name none."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ PATHS = {
         "/decode", "/info",
     ),
     "unified": (
-        "/", "/info", "/api/v1/embed", "/api/v1/embed_sparse", "/api/v1/rerank",
+        "/", "/info", "/api/v1/embeddings", "/api/v1/embed", "/api/v1/embed_sparse",
+        "/api/v1/rerank",
         "/api/v1/models", "/api/v1/models/{id}", "/api/v1/models/{id}/load",
         "/api/v1/models/{id}/unload",
     ),
@@ -47,7 +49,8 @@ async def described(client: Client) -> dict[str, Any]:
 
 def test_names() -> None:
     """The settings know the dialects that have handlers."""
-    assert {name for names, _ in ROUTERS for name in names.split()} == set(DIALECTS) == set(PATHS)
+    named = {name for names, _ in ROUTERS for name in re.split("[ &]", names)}
+    assert named == set(DIALECTS) == set(PATHS)
     assert Face.of().inference_routes == Face.of(DIALECTS).inference_routes
 
 
@@ -110,7 +113,7 @@ async def test_a_shared_path(serve: Serve) -> None:
     async with serve(dialects=("native", "tei"), default_model=("tiny",)) as client:
         same(await post(client, "/embed", **tei), await native(client, "a"))
         message = await refusal(client, "tei", "/embed", **fast)
-        assert message == "Bad request: give inputs"
+        assert "`inputs`" in message
         assert (await client.get("/models")).status_code == 404
         failure("tei", await client.get("/"), 405)
     async with serve(dialects=("native", "fast"), default_model=("tiny",)) as client:
@@ -118,7 +121,7 @@ async def test_a_shared_path(serve: Serve) -> None:
         same([answer["embedding"]], await native(client, "a"))
         for body in (tei, {}):
             message = await refusal(client, "fast", "/embed", **body)
-            assert message == "Bad request: give model_name and text"
+            assert "`model_name`" in message
         failure("fast", await client.get("/models/nope"), "model")
         failure("fast", await client.get("/embed"), 405)
 
@@ -167,10 +170,10 @@ def test_settings(models: Path) -> None:
     """What is no dialect, or a default that is not allowed, is said at the start."""
     environ = {"INFERENCE_ALLOWED_EMBEDDING_MODELS": "tiny"}
     assert load(environ, {}).dialects == DIALECTS
-    some = load(environ | {"INFERENCE_DIALECTS": " tei, native,tei"}, {})
+    some = load(environ | {"INFERENCE_DIALECTS": " TEI, native,tei"}, {})
     assert some.dialects == ("tei", "native")
     expected = "expected a comma list of native, openai, cohere, tei, unified, fast"
-    for wrong in ("openai,jina", "OpenAI"):
+    for wrong in ("openai,jina", "open-ai"):
         with pytest.raises(SettingsError, match=f"INFERENCE_DIALECTS='{wrong}': {expected}"):
             load(environ | {"INFERENCE_DIALECTS": wrong}, {})
     settings = Settings(

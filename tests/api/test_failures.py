@@ -102,7 +102,7 @@ async def test_unknown_paths_and_methods(client: Client) -> None:
             assert failure(route.early, await client.get(route.path), 405)
             missing = await client.post(f"{route.path}/more/nope", json={})
             assert failure(route.early, missing, 404)
-    for path, dialect in (("/", "tei"), ("/info", "unified"), ("/models", "openai")):
+    for path, dialect in (("/", "tei"), ("/info", "tei"), ("/models", "openai")):
         assert failure(dialect, await client.put(path), 405)
     for path, dialect in (("/v2/x", "cohere"), ("/v1/x", "openai"), ("/api/v1/x", "unified")):
         assert failure(dialect, await client.get(path), 404)

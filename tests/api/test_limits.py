@@ -63,8 +63,22 @@ def test_none() -> None:
     assert repr(limit) == "RateLimit(0, clients=0)"
 
 
+async def test_pages_can_read_refusals(serve: Serve) -> None:
+    """A page of another origin sees that it has no key, and when to come back."""
+    origin = {"Origin": "https://app.example"}
+    async with serve(rate_limit=1, api_keys=("key",)) as client:
+        answers = [await client.post("/api/embed", json={}, headers=origin)]
+        for _ in range(2):
+            headers = origin | {"X-API-Key": "key"}
+            answers.append(await client.post("/api/embed", json={}, headers=headers))
+    assert [answer.status_code for answer in answers] == [401, 400, 429]
+    for answer in answers:
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert "retry-after" in answer.headers["access-control-expose-headers"].lower()
+
+
 def test_clients_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those whose bucket is full again, once there are many; others are not."""
+    """Whoever was longest away, once there are too many; others are not."""
     monkeypatch.setattr(limits, "_MOST_CLIENTS", 10)
     clock = FakeClock()
     limit = RateLimit(60, clock)
@@ -73,7 +87,8 @@ def test_clients_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     clock.now += 2
     for _ in range(5):
         limit.spend("busy")
-    assert repr(limit) == "RateLimit(60, clients=1)"
+    assert repr(limit) == "RateLimit(60, clients=10)"
+    assert "0" not in limit._full_at
     for _ in range(55):
         limit.spend("busy")
     with pytest.raises(RateLimited):

@@ -106,11 +106,28 @@ async def test_unload_and_load(client: Client) -> None:
 
 
 async def test_by_get(client: Client) -> None:
-    """The deprecated way works, with any number of slashes behind it."""
-    for action in ("unload", "load", "unload/"):
-        answer = await client.get(f"/api/v1/models/tiny/{action}")
-        assert answer.json()["loaded"] is (action == "load")
-    assert not await loaded(client)
+    """The deprecated way loads, with any number of slashes behind it, and does not unload."""
+    await switch(client, "unload")
+    for action in ("load", "load/"):
+        assert (await client.get(f"/api/v1/models/tiny/{action}")).json()["loaded"]
+    assert (await client.get("/api/v1/models/tiny/unload")).status_code == 404
+    assert await loaded(client)
+
+
+async def test_what_is_required_comes_back(serve: Serve) -> None:
+    """A model of the preload list stays again once it is loaded, or where unloading failed."""
+    async with serve(preload=("tiny",), queue_timeout_ms=200) as client:
+        registry = parts_of(client).engine.registry
+        tiny = registry.residents["tiny"]
+        await switch(client, "unload")
+        assert registry.pinned == []
+        await switch(client, "load")
+        assert registry.pinned == [tiny]
+        with tiny:
+            answer = await client.post("/api/v1/models/tiny/unload")
+        assert answer.status_code == 503
+        assert answer.json()["detail"].startswith("Service unavailable: tiny is still in use")
+        assert registry.pinned == [tiny]
 
 
 async def test_names_that_end_like_actions(serve: Serve, tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ async def test_info(client: Client) -> None:
     assert info == {
         "model_id": "tiny",
         "model_sha": None,
-        "model_dtype": "fp32",
+        "model_dtype": "float32",
         "model_type": {"embedding": {"pooling": "mean"}},
         "max_input_length": MAX_TOKENS,
         "max_concurrent_requests": info["max_concurrent_requests"],

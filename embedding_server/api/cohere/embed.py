@@ -115,6 +115,8 @@ class EmbedRequest(msgspec.Struct, kw_only=True, frozen=True):
         given += [*(self.texts or []), *image_files(self.images or [])]
         if len({isinstance(one, bytes) for one in given}) > 1:
             raise BadRequest("inputs mixes texts and images: send them one after the other")
+        if self.input_type == "image" and any(isinstance(one, str) for one in given):
+            raise BadRequest("input_type is image, and there are texts")
         return given
 
     def options(self, request: ApiRequest) -> Options:

@@ -61,5 +61,7 @@ async def tokenize(request: ApiRequest, data: JSONBody[TokenizeRequest]) -> Toke
 @post("/v1/detokenize", status_code=200, responses=answers(DetokenizeAnswer))
 async def detokenize(request: ApiRequest, data: JSONBody[DetokenizeRequest]) -> DetokenizeAnswer:
     """The text of token ids."""
-    (text,) = await parts(request).engine.detokenize(data.model, [data.tokens], skip_specials=False)
+    (text,) = await parts(request).engine.detokenize(
+        data.model, [data.tokens], plain_options(request), skip_specials=False
+    )
     return DetokenizeAnswer(text, _META)
