@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 
 import structlog
 from litestar import Litestar
-from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from embedding_server.api import Face
+from embedding_server.api.addresses import Proxies
 from embedding_server.api.body import ApiRequest, BodyReader, ByteBudget
+from embedding_server.api.cors import Cors
 from embedding_server.api.description import SHOWN
 from embedding_server.api.errors import renderer
 from embedding_server.api.guard import Guard
 from embedding_server.api.keys import Keys
-from embedding_server.api.limits import RateLimit
+from embedding_server.api.limits import RateLimit, RateLimits
 from embedding_server.api.middleware import RequestLog
 from embedding_server.api.parts import Parts
 from embedding_server.api.tei import TIMES
@@ -128,32 +129,47 @@ def create_app(settings: Settings) -> App:
     )
     metrics.ready.set_function(lambda: parts.readiness.check().ready)
 
+    keys = Keys(settings.api_keys)
+
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         device.start()
         registry.start(preloaded)
+        following = asyncio.create_task(keys.follow())
         yield
+        following.cancel()
         await registry.stop()
         tokenizing.shutdown(wait=False, cancel_futures=True)
         device.stop()
         await asyncio.to_thread(close_tracer)
 
-    face, cors = Face.of(settings.dialects), _cors(settings)
-    guarded = Guard(
-        _litestar(parts, face, lifespan, cors),
+    face = Face.of(settings.dialects)
+    app = _guarded(_litestar(parts, face, lifespan), parts, face, keys)
+    logged = RequestLog(
+        app,
         queue,
         face.inference_routes,
-        face.shapes,
-        keys=Keys(settings.api_keys),
-        limit=RateLimit(settings.rate_limit),
-        cors=cors,
+        metrics,
+        proxies=Proxies(settings.trusted_proxies),
+        tls=settings.ssl_enabled,
+        tracer=tracer,
     )
-    return App(RequestLog(guarded, queue, face.inference_routes, metrics, tracer), parts)
+    return App(logged, parts)
 
 
-def _cors(settings: Settings) -> CORSConfig:
-    shown = [*SHOWN, *TIMES]
-    return CORSConfig(allow_origins=list(settings.cors_allowed_origins), expose_headers=shown)
+def _guarded(app: ASGIApp, parts: Parts, face: Face, keys: Keys) -> ASGIApp:
+    """What stands before the application itself: who may come in, and from which pages."""
+    settings = parts.settings
+    tokens = RateLimit(settings.rate_limit_tokens, what="tokens")
+    guard = Guard(
+        app,
+        parts.engine.queue,
+        face.inference_routes,
+        face.shapes,
+        keys=keys,
+        limits=RateLimits(RateLimit(settings.rate_limit), tokens),
+    )
+    return Cors(guard, settings.cors_allowed_origins, [*SHOWN, *TIMES])
 
 
 def _tracer(settings: Settings) -> tuple["Tracer | None", Callable[[], None]]:
@@ -194,7 +210,7 @@ def _monitor(settings: Settings) -> Monitor | None:
         return None
 
 
-def _litestar(parts: Parts, face: Face, lifespan: Lifespan, cors: CORSConfig) -> Litestar:
+def _litestar(parts: Parts, face: Face, lifespan: Lifespan) -> Litestar:
     settings, queue = parts.settings, parts.engine.queue
     budget = ByteBudget(settings.max_queued_bytes, queue, parts.metrics)
     return Litestar(
@@ -213,7 +229,6 @@ def _litestar(parts: Parts, face: Face, lifespan: Lifespan, cors: CORSConfig) ->
         exception_handlers={Exception: renderer(face.shapes)},
         lifespan=[lifespan],
         openapi_config=None,
-        cors_config=cors,
         state=State({"parts": parts, "shapes": face.shapes}),
         request_max_body_size=None,
         logging_config=None,

@@ -9,9 +9,12 @@ ServiceError                  answered to a client as {"error", "code", "request
 ├── Unauthorized              401  no key, or a wrong one
 ├── NotFound                  404  no such route
 ├── MethodNotAllowed          405
+├── RequestTimeout            408  the request did not arrive in time
 ├── PayloadTooLarge           413  body over the limit, decompressed size counted
+├── UriTooLong                414
 ├── UnsupportedMediaType      415  neither JSON nor a known content encoding
 ├── RateLimited               429  the client is over its own limit
+├── HeadersTooLarge           431  too many, or too long
 ├── Unavailable               (reason, retry_after)
 │   ├── ServiceUnavailable    503  admission refused the request
 │   └── ModelLoadError        503  the model is loading, or failed to
@@ -93,10 +96,22 @@ class MethodNotAllowed(ServiceError):
         self.allow = allow
 
 
+class RequestTimeout(ServiceError):
+    """The request, or a part of it, did not arrive in time."""
+
+    code, status, prefix = "REQUEST_TIMEOUT", 408, "Request timeout"
+
+
 class PayloadTooLarge(ServiceError):
     """The body is over `INFERENCE_MAX_BODY_BYTES`, before or after decompression."""
 
     code, status, prefix = "PAYLOAD_TOO_LARGE", 413, "Payload too large"
+
+
+class UriTooLong(ServiceError):
+    """The address is longer than any that means something here."""
+
+    code, status, prefix = "URI_TOO_LONG", 414, "URI too long"
 
 
 class UnsupportedMediaType(ServiceError):
@@ -106,13 +121,19 @@ class UnsupportedMediaType(ServiceError):
 
 
 class RateLimited(ServiceError):
-    """A client is over its own limit; `retry_after` is in seconds."""
+    """A client is over its own limit; `retry_after` is in seconds, 1 to 60."""
 
     code, status, prefix = "RATE_LIMITED", 429, "Rate limited"
 
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
-        self.retry_after = max(MIN_RETRY_SECONDS, retry_after)
+        self.retry_after = min(MAX_RETRY_SECONDS, max(MIN_RETRY_SECONDS, retry_after))
+
+
+class HeadersTooLarge(ServiceError):
+    """There are more headers, or longer ones, than the server reads."""
+
+    code, status, prefix = "HEADERS_TOO_LARGE", 431, "Request headers too large"
 
 
 class Unavailable(ServiceError):

@@ -98,7 +98,7 @@ async def test_body_that_never_comes(serve: Serve) -> None:
     async with serve(request_timeout_ms=20) as client:
         caller = Caller(client, whole=False)
         await caller.task
-        assert caller.sent[0]["status"] == 503
+        assert caller.sent[0]["status"] == 408
         assert b"did not arrive" in caller.sent[1]["body"]
 
 

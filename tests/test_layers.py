@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "embedding_server"
 NAME = PACKAGE.name
 
-BOTTOM = {"core", "settings", "errors", ""}
+BOTTOM = {"core", "settings", "errors", "watch", ""}
 LAYERS = {
     "observability": BOTTOM,
     "runtime": BOTTOM | {"observability"},
@@ -19,6 +19,7 @@ LAYERS = {
     "core": {"errors"},
     "settings": {"errors"},
     "errors": set(),
+    "watch": set(),
     "": set(),
 }
 """What each part may import of ours beside itself; `""` is the package's own version."""

@@ -7,8 +7,6 @@ is called; `ApiRequest` lets Litestar decode JSON straight into the handler's `d
 
 import asyncio
 import re
-import sys
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,13 +17,9 @@ from litestar.datastructures import State
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPReceiveMessage, Message, Receive, Scope, Send
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
+from embedding_server.api.encodings import decompress, too_large, unpacked_size
 from embedding_server.api.middleware import header
-from embedding_server.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
+from embedding_server.errors import BadRequest, RequestTimeout, UnsupportedMediaType
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving.admission import AdmissionQueue
 
@@ -33,6 +27,8 @@ _CHARGED_UNREAD = 1 << 20
 """Bytes of a body that are charged before any has arrived; more of them once they do."""
 _VALUE = re.compile(r"^(Invalid (?:enum )?value) .*?( - at `\$[^`]*`)?$", re.DOTALL)
 """What msgspec says of a value that is none of those allowed: all of it but the value."""
+_UNPACKED_INLINE = 1 << 18
+"""Bytes that are unpacked in less time than it takes to go to another thread."""
 PART_SECONDS = 10.0
 """Longest pause between parts of a body."""
 
@@ -84,7 +80,7 @@ class ByteBudget:
         def charge(size: int) -> None:
             nonlocal charged
             if charged + size > self._limit:
-                raise _too_large(self._limit)
+                raise too_large(self._limit)
             if self._used + size > self._limit:
                 raise self._queue.refusal("queued_bytes", "too many request bytes are waiting")
             charged += size
@@ -131,7 +127,7 @@ class BodyReader:
             await self._app(scope, receive, send)
             return
         _require_json(header(scope, b"content-type"))
-        late = "its body did not arrive"
+        arrived = False
         try:
             async with asyncio.timeout(self._timeout) as limit:
                 with self._budget.account() as charge:
@@ -140,11 +136,10 @@ class BodyReader:
                     if body is None:
                         self._metrics.cancelled.inc()
                         return
-                    late = "it was not done"
+                    arrived = True
                     encoding = header(scope, b"content-encoding", "identity").strip().lower()
                     if encoding != "identity":
-                        body = decompress(body, encoding, self._max_bytes)
-                        charge(len(body))
+                        body = await self._unpack(body, encoding, charge)
                     message: HTTPReceiveMessage = {
                         "type": "http.request",
                         "body": body,
@@ -153,8 +148,10 @@ class BodyReader:
                     del body  # whoever reads the message takes it out
                     await self._handle(message, limit, scope, receive, send)
         except TimeoutError as exc:
+            if not arrived:
+                raise RequestTimeout("the body did not arrive in time") from exc
             raise self._queue.refusal(
-                "request_timeout", f"the request took too long: {late} in time"
+                "request_timeout", "the request took too long: it was not done in time"
             ) from exc
 
     async def _read(
@@ -178,6 +175,16 @@ class BodyReader:
                 charged = len(body)
             more = message["more_body"]
         return bytes(body)
+
+    async def _unpack(self, body: bytes, encoding: str, charge: Callable[[int], None]) -> bytes:
+        said = unpacked_size(body, encoding) or 0
+        charge(min(said, self._max_bytes))
+        if max(said, len(body)) < _UNPACKED_INLINE:
+            plain = decompress(body, encoding, self._max_bytes)
+        else:
+            plain = await asyncio.to_thread(decompress, body, encoding, self._max_bytes)
+        charge(max(0, len(plain) - said))
+        return plain  # type: ignore[return-value]  # msgspec reads it as well, and copies cost
 
     async def _handle(
         self,
@@ -224,44 +231,9 @@ class BodyReader:
 
     def _require_fit(self, size: int) -> None:
         if size > self._max_bytes:
-            raise _too_large(self._max_bytes)
-
-
-def _too_large(limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is over {limit} bytes: send fewer texts per request")
+            raise too_large(self._max_bytes)
 
 
 def _require_json(content_type: str) -> None:
     if content_type.partition(";")[0].strip().lower() not in ("application/json", ""):
         raise UnsupportedMediaType(f"send application/json, not {content_type[:100]}")
-
-
-_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
-    "gzip": lambda: zlib.decompressobj(wbits=zlib.MAX_WBITS | 16),
-    "zstd": zstd.ZstdDecompressor,
-}
-
-
-def decompress(body: bytes, encoding: str, limit: int) -> bytes:
-    """`body` without its content encoding; never more than `limit` bytes.
-
-    Raises:
-        UnsupportedMediaType: another encoding.
-        PayloadTooLarge: it would be longer than `limit`.
-        BadRequest: the data are damaged.
-    """
-    if encoding not in _DECOMPRESSORS:
-        known = " or ".join(_DECOMPRESSORS)
-        raise UnsupportedMediaType(f"content-encoding must be {known}, not {encoding[:100]}")
-    stream = _DECOMPRESSORS[encoding]()
-    try:
-        plain: bytes = stream.decompress(body, limit + 1)
-    except (zlib.error, zstd.ZstdError) as exc:
-        raise BadRequest(f"the {encoding} body is damaged: {exc}") from exc
-    if len(plain) > limit:
-        raise _too_large(limit)
-    if not stream.eof:
-        raise BadRequest(f"the {encoding} body is damaged: it ends too early")
-    if stream.unused_data:
-        raise BadRequest(f"the {encoding} body is damaged: data follow its end")
-    return plain

@@ -30,6 +30,11 @@ _HEADERS: Mapping[str, tuple[JsonSchema, str]] = {
     "X-Truncated-Inputs": (_COUNT, "texts that were cut, where some were"),
     "Retry-After": (_COUNT, "seconds"),
     "retry-after-ms": (_COUNT, "the same in milliseconds"),
+    "RateLimit-Policy": (_TEXT, "the client's limits, where it has any"),
+    "RateLimit": (_TEXT, "what is left of each, and when it is whole again"),
+    "RateLimit-Limit": (_COUNT, "a minute, of the limit of which least is left"),
+    "RateLimit-Remaining": (_COUNT, "what is left of it"),
+    "RateLimit-Reset": (_COUNT, "seconds until it is whole again"),
     "WWW-Authenticate": ({"const": "Bearer"}, "what is missing"),
     "Allow": (_TEXT, "the methods that work"),
 }
@@ -41,8 +46,13 @@ _OF_EVERY = ("X-Request-Id",)
 _OF_QUEUED = ("X-Queue-Depth", "X-Queue-Capacity", "X-Estimated-Wait-Ms")
 _OF_INFERRED = ("X-Model-Fingerprint", "X-Truncated-Inputs")
 _RETRY = ("Retry-After", "retry-after-ms")
+_LIMITS = tuple(name for name in _HEADERS if name.startswith("RateLimit"))
 _OF_FAILED = {401: ("WWW-Authenticate",), 405: ("Allow",), 429: _RETRY, 503: _RETRY}
 _MODEL_FIELDS = {"model", "model_name"}
+_KEYS = {
+    "key": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 _TIMEOUT = {
     "name": "X-Request-Timeout-Ms",
     "in": "header",
@@ -62,20 +72,21 @@ def document(app: Litestar, shapes: Mapping[str, Shape], here: Parts) -> JsonSch
     # Where several types have one name, msgspec says where each comes from.
     schemas, components = json.loads(json.dumps(made).replace(_PACKAGE, ""))
     known = dict(zip(types, schemas, strict=True))
+    limited = bool(here.settings.rate_limit or here.settings.rate_limit_tokens)
     paths: dict[str, JsonSchema] = {}
     for route in routes:
-        operation = _operation(route, known)
+        operation = _operation(route, known, limited=limited and route.method == "post")
         if route.data:
             component = components[known[route.data]["$ref"].rpartition("/")[2]]
             operation["requestBody"] = _request_body(route, component, here)
         if here.settings.api_keys and route.keyed:
-            operation["security"] = [{"key": []}]
+            operation["security"] = [{name: []} for name in _KEYS]
         paths.setdefault(route.path + route.tail, {})[route.method] = operation
         if route.named:
             operation["parameters"].append(_model_parameter(route.models(here)))
     for used in {known[route.data]["$ref"] for route in routes if route.data}:
         del components[used.rpartition("/")[2]]  # each operation has its own
-    keys = {"key": {"type": "http", "scheme": "bearer"}} if here.settings.api_keys else {}
+    keys = _KEYS if here.settings.api_keys else {}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -95,9 +106,9 @@ def document(app: Litestar, shapes: Mapping[str, Shape], here: Parts) -> JsonSch
     }
 
 
-def _operation(route: Route, known: Mapping[Any, JsonSchema]) -> JsonSchema:
+def _operation(route: Route, known: Mapping[Any, JsonSchema], *, limited: bool) -> JsonSchema:
     runs = bool(route.option(INFERENCE))
-    common = [*_OF_EVERY, *(_OF_QUEUED if runs else ())]
+    common = [*_OF_EVERY, *(_OF_QUEUED if runs else ()), *(_LIMITS if limited else ())]
     own = {
         name: {"schema": _COUNT, "description": words}
         for name, words in route.option(HEADERS, {}).items()

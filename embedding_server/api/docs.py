@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from litestar import MediaType, Router, get
+from litestar import MediaType, Response, Router, get
 from litestar.openapi.plugins import SwaggerRenderPlugin
 from litestar.static_files import create_static_files_router
 
@@ -15,6 +15,7 @@ from embedding_server.api.body import ApiRequest
 from embedding_server.api.declared import JsonSchema
 from embedding_server.api.description import document
 from embedding_server.api.parts import parts
+from embedding_server.api.security import page_policy
 
 _ASSETS = "/swagger-ui/assets"
 _PAGE = SwaggerRenderPlugin(
@@ -32,9 +33,10 @@ def assets() -> Router:
 
 
 @get("/swagger-ui", include_in_schema=False, media_type=MediaType.HTML, sync_to_thread=True)
-def page(request: ApiRequest) -> bytes:
+def page(request: ApiRequest) -> Response[bytes]:
     """A page that shows the document and tries requests out."""
-    return _PAGE.render(request, _document(request))
+    made = _PAGE.render(request, _document(request))
+    return Response(made, headers={"Content-Security-Policy": page_policy(made)})
 
 
 @get("/api/openapi.json", include_in_schema=False, sync_to_thread=True)

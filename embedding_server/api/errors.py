@@ -25,6 +25,7 @@ from embedding_server.errors import (
     NotFound,
     PayloadTooLarge,
     RateLimited,
+    RequestTimeout,
     RerankError,
     ServiceError,
     ServiceUnavailable,
@@ -59,6 +60,7 @@ _NAMED = (UnsupportedModel(),)
 _ACTING = (
     BadRequest(),
     UnsupportedModel(),
+    RequestTimeout(),
     PayloadTooLarge(),
     UnsupportedMediaType(),
     RateLimited("", retry_after=0.0),
@@ -133,6 +135,8 @@ def note(scope: Scope, error: ServiceError) -> tuple[str, dict[str, str]]:
     if isinstance(error, Unavailable):
         fields["reason"] = error.reason
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
+    if isinstance(error, RequestTimeout):
+        headers["Connection"] = "close"  # the rest of the request may still come
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = error.allow
     if error.retry_after is not None:

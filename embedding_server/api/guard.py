@@ -10,16 +10,16 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
-from litestar.config.cors import CORSConfig
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Receive, ReceiveMessage, Scope, Send
+from litestar.types import ASGIApp, Message, Receive, ReceiveMessage, Scope, Send
 
 from embedding_server.api.body import PART_SECONDS
 from embedding_server.api.errors import Shape, note, shape_for
 from embedding_server.api.keys import Keys
-from embedding_server.api.limits import RateLimit
-from embedding_server.api.middleware import CALLER, client_of, header
-from embedding_server.errors import RateLimited, ServiceError, Unauthorized
+from embedding_server.api.limits import RateLimits
+from embedding_server.api.middleware import CALLER, REFUSAL, client_of, header
+from embedding_server.errors import RateLimited, ServiceError
+from embedding_server.observability.stages import CURRENT
 from embedding_server.serving.admission import AdmissionQueue
 from embedding_server.serving.schedule import Lane
 
@@ -36,8 +36,7 @@ class Guard:
         routes: paths of inference routes.
         shapes: how failures are written, by path prefix.
         keys: who may come in.
-        limit: how often, everything that is POSTed counted, and loading a model.
-        cors: lets pages of other origins read what is refused.
+        limits: how often, everything that is POSTed counted, and loading a model.
     """
 
     def __init__(
@@ -48,29 +47,52 @@ class Guard:
         shapes: Mapping[str, Shape],
         *,
         keys: Keys,
-        limit: RateLimit,
-        cors: CORSConfig,
+        limits: RateLimits,
     ) -> None:
         self._app = app
         self._queue = queue
         self._routes = routes
         self._shapes = shapes
         self._keys = keys
-        self._limit = limit
-        self._cors = cors
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
+        state = scope["state"]
         try:
-            scope["state"][CALLER] = self._keys.caller(scope)
-            if scope.get("method") == "POST" or scope["path"].endswith("/load"):
-                self._limit.spend(client_of(scope))
-        except (Unauthorized, RateLimited) as refusal:
+            if REFUSAL in state:
+                raise state[REFUSAL]
+            state[CALLER] = self._keys.caller(scope)
+        except ServiceError as refusal:
             await self._refuse(scope, send, refusal)
             return
+        if self._limits and (scope.get("method") == "POST" or scope["path"].endswith("/load")):
+            await self._limited(scope, receive, send)
+        else:
+            await self._admitted(scope, receive, send)
+
+    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Go on within the client's limits, and tell it of them."""
+        client = client_of(scope)
+
+        async def forward(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._limits.charge(client, _tokens_run())
+                message["headers"] = [*message["headers"], *self._limits.headers(client)]
+            await send(message)
+
+        try:
+            self._limits.spend(client)
+        except RateLimited as refusal:
+            await self._refuse(scope, forward, refusal)
+        else:
+            await self._admitted(scope, receive, forward)
+
+    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Go on unless admission would not take it in."""
         lanes: Sequence[Lane] = ()
         if self._concerned(scope):
             lanes = list(Lane)
@@ -94,10 +116,6 @@ class Guard:
             scope["path_template"] = scope["path"]
         name, headers = note(scope, refusal)
         status, body = shape_for(self._shapes, scope)(refusal, name)
-        if (origin := header(scope, b"origin")) and self._cors.is_origin_allowed(origin):
-            headers |= self._cors.simple_headers
-            if not self._cors.is_allow_all_origins:
-                headers |= {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
         raw = [(key.lower().encode(), text.encode()) for key, text in headers.items()]
         raw.append((b"content-type", b"application/json"))
         content = msgspec.json.encode(body)
@@ -111,13 +129,18 @@ class Guard:
             (self._queue.depth > 0 or self._queue.draining)
             and scope.get("method") == "POST"
             and scope["path"] in self._routes
-            and not header(scope, b"origin")  # a browser needs the headers of CORS
         )
 
     @staticmethod
     def _small(scope: Scope) -> bool:
         plain = not header(scope, b"content-encoding")
         return plain and 0 < int(header(scope, b"content-length", "0")) <= _SMALL_BYTES
+
+
+def _tokens_run() -> int:
+    """Tokens that models have run for the request so far."""
+    trace = CURRENT.get()
+    return sum(call.usage.tokens for call in trace.calls if call.usage) if trace else 0
 
 
 def _few_texts(message: ReceiveMessage) -> bool:

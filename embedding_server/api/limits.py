@@ -1,7 +1,13 @@
-"""Limits of each client's own: how many requests a minute, by key or else by address."""
+"""Limits of each client's own, by key or else by address: requests and tokens a minute.
 
+Both are buckets that hold a minute's worth. A request is counted before it is let in, its tokens
+once they have run, when their number is known; so a client may owe tokens, and whoever owes some is
+refused until they have flowed in.
+"""
+
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from embedding_server.errors import RateLimited
 
@@ -11,33 +17,109 @@ _MINUTE = 60.0
 
 
 class RateLimit:
-    """So many requests a minute and client, as a bucket that holds a minute's worth of them.
+    """So many of something a minute and client.
 
     Args:
         per_minute: 0 = no limit.
         clock: in seconds.
+        what: of what.
     """
 
-    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        per_minute: int,
+        clock: Callable[[], float] = time.monotonic,
+        what: str = "requests",
+    ) -> None:
         self._spacing = _MINUTE / per_minute if per_minute else 0.0
-        self._per_minute = per_minute
+        self.per_minute = per_minute
+        self.what = what
         self._clock = clock
         self._full_at: dict[str, float] = {}
         """When a client's bucket will be full again; who came last is last."""
 
     def __repr__(self) -> str:
-        return f"RateLimit({self._per_minute}, clients={len(self._full_at)})"
+        return f"RateLimit({self.per_minute}, clients={len(self._full_at)})"
 
     def spend(self, client: str) -> None:
-        """Count a request; raises `RateLimited` where it is one too many."""
+        """Count one; raises `RateLimited` where it is one too many."""
+        self.check(client, 1)
+        self.charge(client, 1)
+
+    def check(self, client: str, amount: float = 0) -> None:
+        """Raise `RateLimited` where so many are too many; 0: where it has none left."""
         if not self._spacing:
             return
+        missing = self._missing(client) + amount * self._spacing - _MINUTE
+        if missing > (1e-6 if amount else -1e-6):
+            message = f"more than {self.per_minute} {self.what} a minute: slow down"
+            raise RateLimited(message, retry_after=missing + (0 if amount else self._spacing))
+
+    def charge(self, client: str, amount: float) -> None:
+        """Count so many, whether or not there are any left."""
+        if not self._spacing or not amount:
+            return
         now = self._clock()
-        full_at = max(now, self._full_at.pop(client, now)) + self._spacing
-        if (excess := full_at - now - _MINUTE) > 1e-6:
-            self._full_at[client] = full_at - self._spacing
-            message = f"more than {self._per_minute} requests a minute: slow down"
-            raise RateLimited(message, retry_after=excess)
+        full_at = max(now, self._full_at.pop(client, now)) + amount * self._spacing
         self._full_at[client] = full_at
         if len(self._full_at) > _MOST_CLIENTS:
             del self._full_at[next(iter(self._full_at))]
+
+    def left(self, client: str) -> tuple[int, int]:
+        """How many there are now, and in how many seconds there is a minute's worth again."""
+        missing = self._missing(client)
+        left = self.per_minute - missing / self._spacing
+        return max(0, math.floor(left + 1e-6)), math.ceil(missing - 1e-6)
+
+    def _missing(self, client: str) -> float:
+        """Seconds until a client's bucket is full."""
+        now = self._clock()
+        return max(0.0, self._full_at.get(client, now) - now)
+
+
+class RateLimits:
+    """Both limits of every client, and how its answers tell of them."""
+
+    def __init__(self, requests: RateLimit, tokens: RateLimit) -> None:
+        self._requests = requests
+        self._tokens = tokens
+        self._set = [one for one in (requests, tokens) if one.per_minute]
+        self._policy = ", ".join(map(_policy, self._set)).encode()
+
+    def __bool__(self) -> bool:
+        """Whether there is any limit."""
+        return bool(self._set)
+
+    def __repr__(self) -> str:
+        return f"RateLimits({self._requests}, {self._tokens})"
+
+    def spend(self, client: str) -> None:
+        """Count a request; raises `RateLimited`."""
+        self._tokens.check(client)
+        self._requests.spend(client)
+
+    def charge(self, client: str, tokens: int) -> None:
+        """Count the tokens of a request that has run."""
+        self._tokens.charge(client, tokens)
+
+    def headers(self, client: str) -> Sequence[tuple[bytes, bytes]]:
+        """Answer headers: what is left of both, and of the one of which less is left.
+
+        `RateLimit-Policy` and `RateLimit` are those of draft-ietf-httpapi-ratelimit-headers-11, the
+        others those of its first six versions, which more clients read.
+        """
+        states = [(one, *one.left(client)) for one in self._set]
+        least, left, seconds = min(states, key=lambda state: state[1] / state[0].per_minute)
+        now = ", ".join(f'"{one.what}";r={rest};t={full}' for one, rest, full in states)
+        return (
+            (b"ratelimit-policy", self._policy),
+            (b"ratelimit", now.encode()),
+            (b"ratelimit-limit", b"%d" % least.per_minute),
+            (b"ratelimit-remaining", b"%d" % left),
+            (b"ratelimit-reset", b"%d" % seconds),
+        )
+
+
+def _policy(limit: RateLimit) -> str:
+    unit = "" if limit.what == "requests" else f';qu="{limit.what}"'
+    return f'"{limit.what}";q={limit.per_minute};w={_MINUTE:.0f}{unit}'

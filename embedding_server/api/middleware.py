@@ -16,6 +16,8 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPResponseStartEvent, Message, Receive, Scope, Send
 from litestar.utils import normalize_path
 
+from embedding_server.api.addresses import Proxies, subscriber
+from embedding_server.api.security import security_headers
 from embedding_server.observability.metrics import EXEMPLAR, OTHER_MODEL, Metrics
 from embedding_server.observability.stages import CURRENT, Trace
 from embedding_server.serving.admission import AdmissionQueue
@@ -26,7 +28,12 @@ if TYPE_CHECKING:
 CALLER = "caller"
 """Key of a connection's state: the name of its API key."""
 
-OPERATIONS = ("/health", "/metrics", "/swagger-ui", "/api/openapi.json")
+REFUSAL = "refusal"
+"""Key of a connection's state: the `ServiceError` that the server refuses the request with."""
+
+DOCS = "/swagger-ui"
+
+OPERATIONS = ("/health", "/metrics", DOCS, "/api/openapi.json")
 """Paths that begin so are an operator's: no log event, no HTTP metrics, no key."""
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -59,7 +66,9 @@ def client_of(scope: Scope) -> str:
     if caller := scope["state"].get(CALLER):
         return str(caller)
     client = scope.get("client")
-    return client[0] if client else ""
+    if client is None:
+        return ""
+    return subscriber(client[0]) if ":" in client[0] else client[0]
 
 
 class RequestLog:
@@ -69,6 +78,8 @@ class RequestLog:
         app: the application.
         queue: its live numbers go into the headers of inference routes.
         routes: paths of these.
+        proxies: whose word counts for where a request comes from.
+        tls: whether it is to be asked for by TLS only.
         tracer: is told of requests; None: nobody traces them.
     """
 
@@ -78,6 +89,9 @@ class RequestLog:
         queue: AdmissionQueue,
         routes: Collection[str],
         metrics: Metrics,
+        *,
+        proxies: Proxies,
+        tls: bool,
         tracer: "Tracer | None" = None,
     ) -> None:
         self._app = app
@@ -85,6 +99,8 @@ class RequestLog:
         self._routes = routes
         self._metrics = metrics
         self._tracer = tracer
+        self._proxies = proxies
+        self._security, self._security_of_docs = security_headers(tls=tls)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -97,6 +113,8 @@ class RequestLog:
         scope.setdefault("state", {})["event"] = fields = dict[str, Any](request_id=name)
         # As the router reads it: with other slashes a path would get around the guard.
         path = scope["path"] = normalize_path(scope["path"])
+        if self._proxies:
+            scope["client"] = (self._proxies.client(scope), 0)
         status, size, watched = 0, 0, not path.startswith(OPERATIONS)
         trace = Trace(started)
         if self._tracer and watched:
@@ -130,7 +148,10 @@ class RequestLog:
 
     def _add_headers(self, message: HTTPResponseStartEvent, scope: Scope, name: str) -> None:
         queue = self._queue
-        headers = [(b"x-request-id", name.encode())]
+        headers = [
+            (b"x-request-id", name.encode()),
+            *(self._security_of_docs if scope["path"].startswith(DOCS) else self._security),
+        ]
         if scope["path"] in self._routes:
             headers += [
                 (b"x-queue-depth", b"%d" % queue.depth),

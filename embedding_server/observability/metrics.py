@@ -36,8 +36,8 @@ OTHER_MODEL = "other"
 """Label of models that are not allowed."""
 
 REASONS = (
-    "busy", "draining", "gpu_memory", "load_failed", "loading", "no_room", "queue_full",
-    "queue_timeout", "queued_bytes", "request_timeout", "wait_too_long",
+    "busy", "connections", "draining", "gpu_memory", "load_failed", "loading", "no_room",
+    "queue_full", "queue_timeout", "queued_bytes", "request_timeout", "wait_too_long",
 )  # fmt: skip
 """Why a request may get a 503."""
 

@@ -118,17 +118,48 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Path | None, said("certificate chain, PEM", "TLS_SERVER_CERT_PATH")
     ] = None
     tls_key_path: Annotated[Path | None, said("its private key, PEM", "TLS_SERVER_KEY_PATH")] = None
+    tls_client_ca_path: Annotated[
+        Path | None,
+        said(
+            "authorities, PEM, one of which must have signed the client's certificate; `/health`"
+            " needs none",
+            "TLS_CLIENT_CA_PATH",
+        ),
+    ] = None
     api_keys: Annotated[
         Names,
         said(
-            "keys or `name=key`, a key or `sha256:` and its hash, or `@file` with one per line;"
-            " health and metrics stay open"
+            "bearer keys: `key`, `name=key`, `name=sha256:<hex>`, or `@file` with one of these per"
+            " line, read again when it changes; health and metrics stay open"
         ),
     ] = ()
     rate_limit: Annotated[
         int,
         said("requests per minute of a key, or else an address, then 429; 0 = any", le=1 << 30),
     ] = 0
+    rate_limit_tokens: Annotated[
+        int,
+        said(
+            "tokens per minute of the same, counted once they have run: who owes some gets 429;"
+            " 0 = any",
+            le=1 << 40,
+        ),
+    ] = 0
+    trusted_proxies: Annotated[
+        Names,
+        said(
+            "addresses and networks whose `X-Forwarded-For` or `Forwarded` says who the client is"
+        ),
+    ] = ()
+    max_connections: Annotated[
+        int,
+        said(
+            "connections at once, fewer where the system allows fewer open files; one more gets"
+            " 503, but on `/health` and `/metrics`",
+            ge=1,
+            le=1 << 20,
+        ),
+    ] = 4096
     compress: Annotated[bool, said("gzip the answers for clients that accept it")] = False
 
     max_batch_size: Annotated[int, said("texts per native embed request", ge=1, le=100_000)] = 128

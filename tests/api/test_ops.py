@@ -130,7 +130,7 @@ async def test_openapi(client: Client) -> None:
     """The document is OpenAPI 3.1 and declares every status of an inference route."""
     document = (await client.get("/api/openapi.json")).json()
     assert document["openapi"].startswith("3.1")
-    statuses = {"200", "400", "401", "405", "413", "415", "429", "500", "503", "504"}
+    statuses = {"200", "400", "401", "405", "408", "413", "415", "429", "500", "503", "504"}
     for path in ("/api/embed", "/api/embed/batch", "/api/rerank"):
         responses = document["paths"][path]["post"]["responses"]
         assert set(responses) == statuses

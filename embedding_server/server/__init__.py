@@ -3,24 +3,23 @@
 import asyncio
 import gc
 import math
+import resource
 import signal
 import socket
-import ssl
 import sys
-from _ssl import _test_decode_cert  # type: ignore[attr-defined]
-from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.config import STARTUP_FAILURE
 
 from embedding_server import __version__
 from embedding_server.app import App, create_app
-from embedding_server.errors import SettingsError, StartupError
+from embedding_server.errors import StartupError
 from embedding_server.observability.logging import configure, loop_failed
+from embedding_server.server.connection import HEAD_SECONDS, Connection, Door, sweep
+from embedding_server.server.tls import Certificate, open_certificate
 from embedding_server.settings import Settings
 
 SWITCH_SECONDS = 1e-4
@@ -35,6 +34,11 @@ _GC_THRESHOLD = 50_000
 """Requests leave no cycles behind: collecting after every 700 new objects, Python's default, took a
 tenth of the event loop's time, most of it in what was imported once."""
 
+_BACKLOG = 2048
+_TICKS_PER_SWEEP = 10
+_OTHER_FILES = 512
+"""Files that are open beside connections: models, libraries, and connections over the limit."""
+
 log = structlog.get_logger()
 
 
@@ -45,17 +49,48 @@ class _Server(uvicorn.Server):
     closed port. A second signal ends the process at once.
     """
 
-    def __init__(self, config: uvicorn.Config, app: App, grace: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        app: App,
+        certificate: Certificate | None,
+        *,
+        connections: int,
+        grace: float,
+    ) -> None:
         super().__init__(config)
         self._app = app
+        self._certificate = certificate
+        self._door = Door(connections, app.parts.engine.queue, certificate)
         self._grace = grace
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._following: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to accept connections."""
-        self._loop = asyncio.get_running_loop()
-        self._loop.set_exception_handler(loop_failed)
-        await super().startup(sockets)
+        self._loop = loop = asyncio.get_running_loop()
+        loop.set_exception_handler(loop_failed)
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
+        tls: dict[str, Any] = {}
+        if self._certificate:
+            tls = {"ssl": self._certificate.context, "ssl_handshake_timeout": HEAD_SECONDS}
+            self._following = asyncio.create_task(self._certificate.follow())
+        self.servers = [
+            await loop.create_server(self._connection, sock=one, backlog=_BACKLOG, **tls)
+            for one in sockets or []
+        ]
+        self.started = True
+
+    def _connection(self) -> Connection:
+        return Connection(self.config, self.server_state, self.lifespan.state, self._door)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called by uvicorn ten times a second; whether to stop."""
+        if counter % _TICKS_PER_SWEEP == 0:
+            sweep(self.server_state.connections)
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - its signature
         """Called by uvicorn on SIGTERM and SIGINT."""
@@ -73,47 +108,6 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-class _Transport:
-    """A transport that sends what one turn of the event loop writes at once.
-
-    uvicorn writes an answer's head and its body apart: two system calls, two packets, and a client
-    that is woken twice.
-    """
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._loop = asyncio.get_running_loop()
-        self._loop.set_exception_handler(loop_failed)
-        self._written: list[bytes] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        """Send `data` at the end of this turn."""
-        if not self._written:
-            self._loop.call_soon(self._flush)
-        self._written.append(data)
-
-    def close(self) -> None:
-        """Close once everything is sent."""
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        written, self._written = self._written, []
-        if written and not self._transport.is_closing():
-            self._transport.writelines(written)
-
-
-class _Protocol(HttpToolsProtocol):
-    """HTTP/1.1 on one connection."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Called by the event loop."""
-        super().connection_made(_Transport(transport))  # type: ignore[arg-type]
-
-
 def run(settings: Settings) -> None:
     """Serve until a signal ends it.
 
@@ -128,15 +122,15 @@ def run(settings: Settings) -> None:
 
 
 def _serve(settings: Settings) -> None:
-    certificate, key = _tls(settings)
+    certificate = open_certificate(settings)
     app = create_app(settings)
     if certificate:
-        app.parts.metrics.certificate.set_function(partial(_expiry, certificate))
+        app.parts.metrics.certificate.set_function(certificate.expiry)
     listener = _listen(settings.hostname, settings.port)
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=_Protocol,
+        http="httptools",
         lifespan="on",
         ws="none",
         log_config=None,
@@ -144,8 +138,6 @@ def _serve(settings: Settings) -> None:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        ssl_certfile=certificate,
-        ssl_keyfile=key,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_ms / 1000),
     )
     log.info(
@@ -154,43 +146,36 @@ def _serve(settings: Settings) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD)
-    server = _Server(config, app, settings.drain_grace_ms / 1000)
+    server = _Server(
+        config,
+        app,
+        certificate,
+        connections=_allow_files(settings.max_connections),
+        grace=settings.drain_grace_ms / 1000,
+    )
     server.run(sockets=[listener])
     log.info("server.stopped")
 
 
-def _tls(settings: Settings) -> tuple[Path | None, Path | None]:
-    """Certificate and key that can be used, or neither; raises `StartupError`."""
-    if not settings.ssl_enabled:
-        return None, None
-    certificate, key = settings.tls_cert_path, settings.tls_key_path
-    if not certificate or not key:
-        raise SettingsError(
-            "SERVER_SSL_ENABLED=true: set TLS_SERVER_CERT_PATH and TLS_SERVER_KEY_PATH too"
-        )
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
-    except OSError as exc:
-        raise StartupError(
-            f"TLS_SERVER_CERT_PATH={str(certificate)!r}, TLS_SERVER_KEY_PATH={str(key)!r}: {exc}"
-        ) from exc
-    return certificate, key
-
-
-def _expiry(certificate: Path) -> float:
-    """When the first certificate of a file expires, since 1970; NaN where it cannot be read."""
-    try:
-        decoded = _test_decode_cert(str(certificate))  # the only way there in Python itself
-        return ssl.cert_time_to_seconds(decoded["notAfter"])
-    except (OSError, ValueError):
-        return math.nan
+def _allow_files(wanted: int) -> int:
+    """Raise this process's limit of open files for `wanted` connections; how many it allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted + _OTHER_FILES:
+        soft = wanted + _OTHER_FILES if hard == resource.RLIM_INFINITY else hard
+        soft = min(soft, wanted + _OTHER_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted + _OTHER_FILES:
+        return wanted
+    allowed = max(1, soft - _OTHER_FILES)
+    log.warning("server.few_files", open_files=soft, connections=allowed, wanted=wanted)
+    return allowed
 
 
 def _listen(hostname: str, port: int) -> socket.socket:
     """A listening socket; raises `StartupError`."""
     try:
         family, *_, address = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=2048)
+        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except (OSError, UnicodeError) as exc:
         raise StartupError(f"cannot listen on {hostname}:{port}: {exc}") from exc
     return listener
