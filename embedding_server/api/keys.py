@@ -108,7 +108,7 @@ def _path(given: str) -> Path:
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """Where each key of a file is, and what is there; raises `SettingsError`."""
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8")
     except (OSError, UnicodeError) as exc:
         raise SettingsError(f"INFERENCE_API_KEYS: {path}: {exc}") from exc
     keys = [

@@ -43,17 +43,17 @@ class RateLimit:
 
     def spend(self, client: str) -> None:
         """Count one; raises `RateLimited` where it is one too many."""
-        self.check(client, 1)
+        self.check(client)
         self.charge(client, 1)
 
-    def check(self, client: str, amount: float = 0) -> None:
-        """Raise `RateLimited` where so many are too many; 0: where it has none left."""
+    def check(self, client: str) -> None:
+        """Raise `RateLimited` where there is not one left."""
         if not self._spacing:
             return
-        missing = self._missing(client) + amount * self._spacing - _MINUTE
-        if missing > (1e-6 if amount else -1e-6):
+        excess = self._missing(client) + self._spacing - _MINUTE
+        if excess > 1e-6:
             message = f"more than {self.per_minute} {self.what} a minute: slow down"
-            raise RateLimited(message, retry_after=missing + (0 if amount else self._spacing))
+            raise RateLimited(message, retry_after=excess)
 
     def charge(self, client: str, amount: float) -> None:
         """Count so many, whether or not there are any left."""

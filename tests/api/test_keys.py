@@ -2,13 +2,16 @@
 
 import asyncio
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
+from embedding_server.api import keys
 from embedding_server.api.keys import Keys
 from embedding_server.errors import SettingsError
+from embedding_server.watch import follow
 from tests.conftest import Serve, parts_of
 from tests.fakes import FakeSession
 from tests.tiny import HIDDEN
@@ -106,3 +109,90 @@ def test_keys_are_never_shown(tmp_path: Path) -> None:
         Keys((f"@{tmp_path}/empty",))
     with pytest.raises(SettingsError, match="No such file"):
         Keys((f"@{tmp_path}/missing",))
+
+
+def digest(key: str) -> str:
+    """The SHA-256 of a key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+async def test_names(serve: Serve, tmp_path: Path) -> None:
+    """Keys have names, hashes stand for keys; names are in metrics, keys nowhere."""
+    lines = ["# who may come in", "", f"bob=sha256:{digest('bob-key').upper()}  # on leave"]
+    (tmp_path / "keys").write_text("\n".join([*lines, "  bare-key", "key=="]))
+    hashed = f"sha256:{digest('hashed')}"
+    given = ("alice=alice-key", "alice=alice-next", hashed, f"@{tmp_path}/keys")
+    names = {
+        "alice-key": "alice",
+        "alice-next": "alice",
+        "bob-key": "bob",
+        "bare-key": f"key-{digest('bare-key')[:8]}",
+        "hashed": f"key-{digest('hashed')[:8]}",
+        "key==": f"key-{digest('key==')[:8]}",
+    }
+    async with serve(api_keys=given) as client:
+        for key in names:
+            for headers in (bearer(key), {"X-API-Key": key}, {"Authorization": f"bearer  {key} "}):
+                answer = await client.post("/api/embed", json=BODY, headers=headers)
+                assert answer.status_code == 200, key
+        for wrong in ("alice", "alice=alice-key", digest("bob-key"), f"sha256:{digest('bob-key')}"):
+            answer = await client.post("/api/embed", json=BODY, headers={"X-API-Key": wrong})
+            assert answer.status_code == 401
+        both = bearer("wrong") | {"X-API-Key": "alice-key"}
+        assert (await client.post("/api/embed", json=BODY, headers=both)).status_code == 200
+        text = (await client.get("/metrics")).text
+        for name in names.values():
+            assert f'inference_requests_by_key_total{{key="{name}",status="200"}}' in text
+        assert not any(key in text for key in names)
+
+
+async def test_keys_that_are_not_ascii(serve: Serve, tmp_path: Path) -> None:
+    """A key is its bytes in UTF-8."""
+    (tmp_path / "keys").write_text("name=geheimnis-ß\n", "utf-8")
+    async with serve(api_keys=(f"@{tmp_path}/keys",)) as client:
+        headers = {b"X-API-Key": "geheimnis-ß".encode()}
+        answer = await client.post("/api/embed", json=BODY, headers=headers)
+        assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("alice=secret word", "line 2: a key has no spaces"),
+        ("alice = secret", "line 2: a key has no spaces"),
+        ("alice=sha256:secret", "line 2: 64 hexadecimal digits must follow sha256:"),
+    ],
+)
+def test_mistakes_are_found_and_not_shown(tmp_path: Path, line: str, said: str) -> None:
+    """The line is named, what it says is not."""
+    (tmp_path / "keys").write_text(f"# keys\n{line}\n")
+    with pytest.raises(SettingsError, match=said) as caught:
+        Keys((f"@{tmp_path}/keys",))
+    assert "secret" not in str(caught.value)
+    with pytest.raises(SettingsError, match="key 2: "):
+        Keys(("good", line))
+
+
+async def test_files_are_read_again(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that is added works without a restart, one that is gone does not."""
+    # A second is long in a test.
+    monkeypatch.setattr(keys, "follow", partial(follow, seconds=0.02))
+    path = tmp_path / "keys"
+    path.write_text("old=old-key\n")
+
+    async def until(key: str, status: int) -> None:
+        async with asyncio.timeout(10):
+            while (await client.get("/api/embedders", headers=bearer(key))).status_code != status:
+                await asyncio.sleep(0.01)
+
+    async with serve(api_keys=(f"@{path}", "fixed=fixed-key")) as client:
+        await until("old-key", 200)
+        path.write_text("new=new-key\n")
+        await until("new-key", 200)
+        await until("old-key", 401)
+        path.write_text("# nobody\n")
+        await asyncio.sleep(0.2)
+        await until("new-key", 200)
+        await until("fixed-key", 200)

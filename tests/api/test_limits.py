@@ -1,10 +1,10 @@
-"""`INFERENCE_RATE_LIMIT`: how many requests a minute of a key, or else of an address."""
+"""`INFERENCE_RATE_LIMIT` and `..._TOKENS`: what a key, or else an address, may have a minute."""
 
 import httpx
 import pytest
 
 from embedding_server.api import limits
-from embedding_server.api.limits import RateLimit
+from embedding_server.api.limits import RateLimit, RateLimits
 from embedding_server.errors import RateLimited
 from tests.api.dialects import ROUTES, failure
 from tests.conftest import Serve
@@ -134,3 +134,80 @@ async def test_by_key(serve: Serve) -> None:
             for status in statuses:
                 answer = await client.post("/api/embed", json=BODY, headers=headers)
                 assert answer.status_code == status
+
+
+def test_debts() -> None:
+    """What is charged may be more than there is; then one waits until it is paid."""
+    clock = FakeClock()
+    limit = RateLimit(60, clock, "tokens")
+    limit.check("a")
+    limit.charge("a", 59)
+    limit.check("a")
+    assert limit.left("a") == (1, 59)
+    limit.charge("a", 31)
+    assert limit.left("a") == (0, 90)
+    with pytest.raises(RateLimited, match="more than 60 tokens a minute") as refused:
+        limit.check("a")
+    assert refused.value.retry_after == pytest.approx(31)
+    clock.now += 30.9
+    with pytest.raises(RateLimited):
+        limit.check("a")
+    clock.now += 0.2
+    limit.check("a")
+    limit.charge("a", 6000)
+    with pytest.raises(RateLimited) as refused:
+        limit.check("a")
+    assert refused.value.retry_after == 60
+
+
+def test_headers() -> None:
+    """They tell of both limits; clients that know one read the one of which less is left."""
+    clock = FakeClock()
+    limits = RateLimits(RateLimit(60, clock), RateLimit(1000, clock, "tokens"))
+
+    def said() -> dict[str, str]:
+        return {name.decode(): value.decode() for name, value in limits.headers("a")}
+
+    limits.spend("a")
+    assert said() == {
+        "ratelimit-policy": '"requests";q=60;w=60, "tokens";q=1000;w=60;qu="tokens"',
+        "ratelimit": '"requests";r=59;t=1, "tokens";r=1000;t=0',
+        "ratelimit-limit": "60",
+        "ratelimit-remaining": "59",
+        "ratelimit-reset": "1",
+    }
+    limits.charge("a", 500)
+    found = said()
+    assert found["ratelimit"] == '"requests";r=59;t=1, "tokens";r=500;t=30'
+    assert (found["ratelimit-limit"], found["ratelimit-remaining"]) == ("1000", "500")
+    assert RateLimits(RateLimit(1), RateLimit(0, what="tokens"))
+    assert not RateLimits(RateLimit(0), RateLimit(0, what="tokens"))
+
+
+async def test_tokens(serve: Serve) -> None:
+    """Real tokens count, of every route; a client in debt is refused, another is not."""
+    async with serve(rate_limit_tokens=12, api_keys=("one", "two")) as client:
+        one, two = ({"X-API-Key": key} for key in ("one", "two"))
+        answer = await client.post("/api/embed", json=BODY, headers=one)
+        left = int(answer.headers["ratelimit-remaining"])
+        assert 0 < left < 12
+        pairs = {"model": "tiny", "query": "a", "documents": ["the of and"] * 4}
+        answer = await client.post("/api/rerank", json=pairs, headers=one)
+        assert answer.status_code == 200
+        assert answer.headers["ratelimit-remaining"] == "0"
+        answer = await client.post("/api/embed", json=BODY, headers=one)
+        assert answer.status_code == 429
+        assert answer.json()["error"].startswith("Rate limited: more than 12 tokens a minute")
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+        assert answer.headers["ratelimit-policy"] == '"tokens";q=12;w=60;qu="tokens"'
+        assert (await client.post("/api/embed", json=BODY, headers=two)).status_code == 200
+        assert (await client.get("/api/embedders", headers=one)).status_code == 200
+
+
+async def test_limits_are_documented(serve: Serve) -> None:
+    """The document has the headers where there is a limit."""
+    for settings, has in (({}, False), ({"rate_limit": 5}, True), ({"rate_limit_tokens": 5}, True)):
+        async with serve(wait=False, **settings) as client:
+            path = (await client.get("/api/openapi.json")).json()["paths"]["/api/embed"]
+            for response in path["post"]["responses"].values():
+                assert ("RateLimit-Remaining" in response["headers"]) is has
