@@ -281,6 +281,6 @@ def test_cuda_sees_the_cards_that_are_said(
     monkeypatch.chdir(tmp_path)
     changed = dict(environ)
     monkeypatch.setattr("embedding_server.cli.os.environ", changed)
-    cli._settings({"demo": "true", "cuda_visible_devices": flag})
+    cli._prepared({"demo": "true", "cuda_visible_devices": flag})
     assert changed.get("CUDA_VISIBLE_DEVICES") == seen
     assert changed["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
