@@ -48,9 +48,9 @@ class RateLimit:
 
     def check(self, client: str) -> None:
         """Raise `RateLimited` where there is not one left."""
-        if not self._spacing:
+        if not self._spacing or client not in self._full_at:
             return
-        excess = self._missing(client) + self._spacing - _MINUTE
+        excess = self._full_at[client] - self._clock() + self._spacing - _MINUTE
         if excess > 1e-6:
             message = f"more than {self.per_minute} {self.what} a minute: slow down"
             raise RateLimited(message, retry_after=excess)
@@ -67,14 +67,11 @@ class RateLimit:
 
     def left(self, client: str) -> tuple[int, int]:
         """How many there are now, and in how many seconds there is a minute's worth again."""
-        missing = self._missing(client)
-        left = self.per_minute - missing / self._spacing
-        return max(0, math.floor(left + 1e-6)), math.ceil(missing - 1e-6)
-
-    def _missing(self, client: str) -> float:
-        """Seconds until a client's bucket is full."""
-        now = self._clock()
-        return max(0.0, self._full_at.get(client, now) - now)
+        missing = self._full_at.get(client, 0.0) - self._clock()
+        if missing <= 0:
+            return self.per_minute, 0
+        left = int(self.per_minute - missing / self._spacing + 1e-6)
+        return (left if left > 0 else 0), math.ceil(missing - 1e-6)
 
 
 class RateLimits:
@@ -83,8 +80,9 @@ class RateLimits:
     def __init__(self, requests: RateLimit, tokens: RateLimit) -> None:
         self._requests = requests
         self._tokens = tokens
-        self._set = [one for one in (requests, tokens) if one.per_minute]
-        self._policy = ", ".join(map(_policy, self._set)).encode()
+        limits = [one for one in (requests, tokens) if one.per_minute]
+        self._set = [(one, f'"{one.what}";r='.encode()) for one in limits]
+        self._policy = (b"ratelimit-policy", ", ".join(map(_policy, limits)).encode())
 
     def __bool__(self) -> bool:
         """Whether there is any limit."""
@@ -108,13 +106,16 @@ class RateLimits:
         `RateLimit-Policy` and `RateLimit` are those of draft-ietf-httpapi-ratelimit-headers-11, the
         others those of its first six versions, which more clients read.
         """
-        states = [(one, *one.left(client)) for one in self._set]
-        least, left, seconds = min(states, key=lambda state: state[1] / state[0].per_minute)
-        now = ", ".join(f'"{one.what}";r={rest};t={full}' for one, rest, full in states)
+        least, now = (2.0, 0, 0, 0), []
+        for one, start in self._set:
+            left, seconds = one.left(client)
+            now.append(b"%s%d;t=%d" % (start, left, seconds))
+            least = min(least, (left / one.per_minute, one.per_minute, left, seconds))
+        _, limit, left, seconds = least
         return (
-            (b"ratelimit-policy", self._policy),
-            (b"ratelimit", now.encode()),
-            (b"ratelimit-limit", b"%d" % least.per_minute),
+            self._policy,
+            (b"ratelimit", b", ".join(now)),
+            (b"ratelimit-limit", b"%d" % limit),
             (b"ratelimit-remaining", b"%d" % left),
             (b"ratelimit-reset", b"%d" % seconds),
         )

@@ -36,6 +36,7 @@ tenth of the event loop's time, most of it in what was imported once."""
 
 _BACKLOG = 2048
 _TICKS_PER_SWEEP = 10
+_GOODBYE_SECONDS = 1.0
 _OTHER_FILES = 512
 """Files that are open beside connections: models, libraries, and connections over the limit."""
 
@@ -75,7 +76,12 @@ class _Server(uvicorn.Server):
             sys.exit(STARTUP_FAILURE)
         tls: dict[str, Any] = {}
         if self._certificate:
-            tls = {"ssl": self._certificate.context, "ssl_handshake_timeout": HEAD_SECONDS}
+            tls = {
+                "ssl": self._certificate.context,
+                "ssl_handshake_timeout": HEAD_SECONDS,
+                # A client that is idle does not say goodbye; nobody waits for that.
+                "ssl_shutdown_timeout": _GOODBYE_SECONDS,
+            }
             self._following = asyncio.create_task(self._certificate.follow())
         self.servers = [
             await loop.create_server(self._connection, sock=one, backlog=_BACKLOG, **tls)

@@ -39,7 +39,7 @@ from embedding_server.serving.admission import AdmissionQueue
 HEAD_SECONDS = 10.0
 """Longest time from a request's first byte, or a connection's start, to the end of its headers."""
 _OVER_SECONDS = 2.0
-"""The same for connections over their limit."""
+"""The same for connections over their limit, and longest time that a refused one stays."""
 HEAD_BYTES, MAX_HEADERS, URL_BYTES = 1 << 16, 100, 1 << 13
 _REST_SECONDS = 10.0
 """Longest time in which the rest of a request may come whose answer has been sent."""
@@ -95,6 +95,11 @@ class _Transport:
             self._loop.call_soon(self._flush)
         self._written.append(data)
 
+    def write_eof(self) -> None:
+        """Say that nothing follows."""
+        self._flush()
+        self._transport.write_eof()
+
     def close(self) -> None:
         """Close once everything is sent."""
         self._flush()
@@ -122,8 +127,10 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._arriving: float | None = None
         """Since when a request is on its way, or since when the first one is waited for."""
-        self._chunk = self._head_bytes = 0
-        """Bytes that have come last, and in the chunks behind the one a head began in."""
+        self._chunk = self._first = self._head_bytes = 0
+        """Bytes of the chunk that came last, of the one that a head began in, and since then."""
+        self._refused: float | None = None
+        """Since when nothing is read any more, only thrown away."""
         self._running: RequestResponseCycle | None = None
         self._unsent = (0, 0.0)
 
@@ -140,6 +147,8 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
+        if self._refused is not None:
+            return
         self._chunk = len(data)
         self._head_bytes += self._chunk
         try:
@@ -150,14 +159,15 @@ class Connection(HttpToolsProtocol):
             many = isinstance(exc.__context__, _TooManyError)
             self._refuse(_too_many() if many else BadRequest("this is no HTTP/1.1 request"))
         else:
-            if self._in_head and self._head_bytes > HEAD_BYTES:
+            if self._in_head and self._head_bytes - self._first > HEAD_BYTES:
                 self._refuse(self._too_long() or _too_large())
 
     def on_message_begin(self) -> None:
         """Called by the parser."""
         self._unset_keepalive_if_required()
         super().on_message_begin()
-        self._in_head, self._head_bytes, self._arriving = True, 0, time.monotonic()
+        self._in_head, self._arriving = True, time.monotonic()
+        self._first = self._head_bytes = self._chunk
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser."""
@@ -193,13 +203,17 @@ class Connection(HttpToolsProtocol):
         """Whether a head is over its limits."""
         if len(self.url) > URL_BYTES:
             return UriTooLong(f"the address is over {URL_BYTES} bytes")
-        if max(self._chunk, self._head_bytes) <= HEAD_BYTES:
+        if self._head_bytes <= HEAD_BYTES:
             return None
         size = sum(len(name) + len(value) for name, value in self.headers)
         return _too_large() if size > HEAD_BYTES else None
 
     def look(self, now: float) -> None:
         """Close what has stopped half-way; `now` is `time.monotonic`'s."""
+        if self._refused is not None:
+            if now - self._refused > _OVER_SECONDS:
+                self.transport.close()
+            return
         if self._arriving and self.flow.read_paused:
             self._arriving = now  # it is not the client that we wait for
         waited = now - (self._arriving or now)
@@ -231,9 +245,14 @@ class Connection(HttpToolsProtocol):
             last.keep_alive = False
             self.flow.pause_reading()
         elif not self.transport.is_closing():
-            if not (unread and unread.response_started):
-                self.transport.write(self._answer(error))
-            self.transport.close()
+            if unread and unread.response_started:
+                self.transport.close()
+                return
+            # Closed at once, a client that still sends would lose the answer to a reset.
+            self._refused = time.monotonic()
+            self.transport.write(self._answer(error))
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
 
     def _answer(self, error: ServiceError) -> bytes:
         name = secrets.token_hex(16)
