@@ -19,6 +19,7 @@ REASONS = {
     r"Model \S+ is [\w-]+: POST /\S+ serves it": "`output` has to be one that the model makes",
     r"input_type is required": "where the model has prompts",
     r"no image that can be read|is no base64": "a schema cannot say what is a picture",
+    r"input_type is image, and there are texts": "nor which value goes with which field",
     r"inputs mixes texts and images": "a schema cannot compare elements",
     r"text_1 must be one text, or as many as text_2 has": "a schema cannot compare lengths",
 }
