@@ -1,7 +1,7 @@
 """Stand-ins that implement our Protocols and do as they are told."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +11,12 @@ from embedding_server.core import Ids, Precision, Rows
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.memory import MonitorError, Usage
 from embedding_server.runtime.session import OutOfMemoryError, SessionError, Stop, Threads
+from embedding_server.serving.batcher import Batcher
+from embedding_server.serving.cost import Cost
+from embedding_server.serving.device import Device
 from embedding_server.serving.memory import MemoryGate
+from embedding_server.serving.profile import Profile
+from embedding_server.serving.tuning import Way
 
 WIDTH = 4
 MEMORY = MemoryGate(None, 95.0, Metrics("test"))
@@ -222,3 +227,11 @@ class FakeClock:
     def __call__(self) -> float:
         """See `time.monotonic`."""
         return self.now
+
+
+def batcher(
+    device: Device, session: FakeSession, exact: Callable[[], FakeSession] | None = None
+) -> Batcher:
+    """A batcher for `session`; `exact` opens it in fp32."""
+    profile = Profile(Cost(), Way(), 0.0)
+    return Batcher("fake", session, device, Metrics("test"), profile=profile, exact=exact)

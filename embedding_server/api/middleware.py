@@ -18,8 +18,8 @@ from litestar.utils import normalize_path
 
 from embedding_server.api.addresses import Proxies, subscriber
 from embedding_server.api.security import security_headers
-from embedding_server.observability.metrics import EXEMPLAR, OTHER_MODEL, Metrics
-from embedding_server.observability.stages import CURRENT, Trace
+from embedding_server.observability.metrics import OTHER_MODEL, Metrics
+from embedding_server.observability.stages import CURRENT, Trace, parent_of
 from embedding_server.serving.admission import AdmissionQueue
 
 if TYPE_CHECKING:
@@ -37,11 +37,6 @@ OPERATIONS = ("/health", "/metrics", DOCS, "/api/openapi.json")
 """Paths that begin so are an operator's: no log event, no HTTP metrics, no key."""
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-_SAMPLED = re.compile(
-    r"(?!ff|00.{53}.)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f][13579bdf]"
-    r"(?:-.*)?"
-)
-"""A `traceparent` of a trace that somebody keeps: https://www.w3.org/TR/trace-context/."""
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 log = structlog.get_logger()
@@ -116,14 +111,7 @@ class RequestLog:
         if self._proxies:
             scope["client"] = (self._proxies.client(scope), 0)
         status, size, watched = 0, 0, not path.startswith(OPERATIONS)
-        trace = Trace(started)
-        if self._tracer and watched:
-            trace = self._tracer.start(header(scope, b"traceparent"), started)
-            if trace.sampled:
-                fields |= {"trace_id": f"{trace.trace_id:032x}", "span_id": f"{trace.span_id:016x}"}
-        elif parent := _SAMPLED.fullmatch(header(scope, b"traceparent")):
-            fields["trace_id"] = parent[1]
-        EXEMPLAR.set({"trace_id": fields["trace_id"]} if "trace_id" in fields else None)
+        trace = self._traced(scope, started, self._tracer if watched else None)
         token = CURRENT.set(trace)
 
         async def observe(message: Message) -> None:
@@ -145,6 +133,19 @@ class RequestLog:
                 # After the answer has left: the server sends it at the end of this turn.
                 loop = asyncio.get_running_loop()
                 loop.call_soon(self._record, scope, fields, trace, seconds)
+
+    def _traced(self, scope: Scope, started: float, tracer: "Tracer | None") -> Trace:
+        """The request's trace; log event and exemplar have the id, where somebody keeps one."""
+        trace, fields, traceparent = Trace(started), event(scope), header(scope, b"traceparent")
+        if tracer:
+            trace = tracer.start(traceparent, started)
+            if trace.sampled:
+                fields |= {"trace_id": f"{trace.trace_id:032x}", "span_id": f"{trace.span_id:016x}"}
+        elif (parent := parent_of(traceparent)) and parent.sampled:
+            fields["trace_id"] = parent.trace_id
+        if "trace_id" in fields:
+            trace.exemplar = {"trace_id": fields["trace_id"]}
+        return trace
 
     def _add_headers(self, message: HTTPResponseStartEvent, scope: Scope, name: str) -> None:
         queue = self._queue
@@ -169,7 +170,7 @@ class RequestLog:
         endpoint = scope.get("path_template") or "unmatched"
         method, status = str(scope.get("method")), str(fields["status"] or "cancelled")
         known = method if method in _METHODS else "other"
-        self._metrics.record_http(endpoint, known, status, seconds)
+        self._metrics.record_http(endpoint, known, status, seconds, trace.exemplar)
         if caller := scope["state"].get(CALLER):
             fields["key"] = caller
             self._metrics.record_key(caller, status, fields.get("tokens", 0))

@@ -13,11 +13,9 @@ from embedding_server.api.body import ApiRequest
 from embedding_server.api.declared import TAILS, answers
 from embedding_server.api.parts import Parts, parts
 from embedding_server.catalog import Type
-from embedding_server.core import ModelSpec, Task
-from embedding_server.errors import MethodNotAllowed, UnsupportedModel
-from embedding_server.serving.registry import Resident, State
-
-_SHOWN_CHARS = 200
+from embedding_server.core import Task
+from embedding_server.errors import MethodNotAllowed
+from embedding_server.serving.registry import State
 
 _LOAD = "/load"
 _SWITCHES = (_LOAD, "/unload")
@@ -74,7 +72,9 @@ class Switched(msgspec.Struct):
 
 def models(request: ApiRequest) -> Models:
     """The allowed models, by name."""
-    registry, cards = parts(request).engine.registry, list(_cards(request).values())
+    here = parts(request)
+    registry, allowed = here.engine.registry, here.engine.catalog.allowed
+    cards = [_card(here, name) for name in sorted(set().union(*allowed.values()))]
     return Models(
         data=cards,
         models=cards,
@@ -87,15 +87,16 @@ def models(request: ApiRequest) -> Models:
 
 def model(request: ApiRequest, name: ModelId) -> ModelCard:
     """One allowed model."""
-    return _card(request, name.removeprefix("/"))  # a path parameter begins with one
+    return _card(parts(request), name.removeprefix("/"))  # a path parameter begins with one
 
 
 async def model_or_switch(request: ApiRequest, name: ModelId) -> ModelCard | Switched:
     """One allowed model; behind its id `/load` works too, but POST it."""
-    wanted = name.removeprefix("/")
-    if wanted.endswith(_LOAD) and wanted not in _cards(request):
+    wanted, here = name.removeprefix("/"), parts(request)
+    allowed = any(wanted in names for names in here.engine.catalog.allowed.values())
+    if wanted.endswith(_LOAD) and not allowed:
         return await _switched(request, wanted)
-    return _card(request, wanted)
+    return _card(here, wanted)
 
 
 async def switch(request: ApiRequest, name: ModelId) -> Switched:
@@ -117,29 +118,16 @@ async def _switched(request: ApiRequest, path: str) -> Switched:
     return Switched("success", f"Model {name} is {action}ed", name, action == "load")
 
 
-def _card(request: ApiRequest, name: str) -> ModelCard:
-    """That of one allowed model; raises `UnsupportedModel`."""
-    found = _cards(request).get(name)
-    if found is None:
-        raise UnsupportedModel(f"Model {name[:_SHOWN_CHARS]} is not in the allowed models list")
-    return found
+def _card(here: Parts, name: str) -> ModelCard:
+    """That of one allowed name: for embedding, if it is allowed for both tasks.
 
-
-def _cards(request: ApiRequest) -> dict[str, ModelCard]:
-    """Every name that is allowed, in order; one allowed for both tasks is an embedding model."""
-    here = parts(request)
-    listed, residents = here.engine.catalog.listed, here.engine.registry.residents
-    found = {
-        name: _card_of(here, name, residents[spec.id], task)
-        for task in (Task.RERANK, Task.EMBED)
-        for spec in listed[task].values()
-        for name in spec.names
-    }
-    return dict(sorted(found.items()))
-
-
-def _card_of(here: Parts, name: str, resident: Resident, task: Task) -> ModelCard:
-    spec: ModelSpec = resident.spec
+    Raises:
+        UnsupportedModel: it is not allowed.
+    """
+    catalog = here.engine.catalog
+    resident = here.engine.registry.residents[catalog.resolve(name, *Task).id]
+    task = Task.EMBED if name in catalog.allowed[Task.EMBED] else Task.RERANK
+    spec = resident.spec
     ready, since = resident.state is State.READY, here.created - here.started
     return ModelCard(
         id=name,

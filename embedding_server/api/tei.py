@@ -1,6 +1,6 @@
 """The API of text-embeddings-inference; which model it asks for, the settings say.
 
-Its `/embed` and `/` are in `shared`, because other dialects have these paths too.
+Its `/embed` is in `shared` too, for servers that have another dialect with this path.
 """
 
 import time
@@ -231,21 +231,23 @@ async def embed_sparse(request: ApiRequest, data: JSONBody[InputsRequest]) -> AS
 )
 async def rerank(request: ApiRequest, data: JSONBody[RerankRequest]) -> ASGIResponse:
     """Order texts by relevance to a query."""
-    return await reranked(request, data)
+    return await reranked(request, data.query, data.texts, data)
 
 
-async def reranked(request: ApiRequest, data: RerankRequest) -> ASGIResponse:
+async def reranked(
+    request: ApiRequest, query: str, given: Sequence[str], data: "RerankRequest | RootRequest"
+) -> ASGIResponse:
     """TEI's answer to a rerank request."""
     started, engine = time.perf_counter(), parts(request).engine
-    texts, model = checked_documents(data.texts), engine.default(Task.RERANK)
+    texts, model = checked_documents(given), engine.default(Task.RERANK)
     how = TextOptions(truncate=data.truncate, truncation_direction=data.truncation_direction)
     options = msgspec.structs.replace(how.options(request), raw_scores=data.raw_scores)
-    answer = await engine.rerank(model, data.query, texts, None, options)
+    answer = await engine.rerank(model, query, texts, None, options)
     ranked = [
         Ranked(index, score, texts[index] if data.return_text else UNSET)
         for index, score in zip(answer.order, answer.scores, strict=True)
     ]
-    headers = _headers(answer.usage, sum(map(len, [data.query, *texts])), started)
+    headers = _headers(answer.usage, sum(map(len, [query, *texts])), started)
     body = msgspec.json.encode(ranked)
     return await respond(request, body, model, len(texts), answer.usage, headers=headers)
 
@@ -357,15 +359,7 @@ async def infer(request: ApiRequest, data: JSONBody[RootRequest]) -> ASGIRespons
         return await embed(request, input_texts(data.inputs), data.options(request), ONE_VECTOR)
     if data.query is None or data.texts is None:
         raise BadRequest("give inputs, or query and texts")
-    asked = RerankRequest(
-        query=data.query,
-        texts=data.texts,
-        raw_scores=data.raw_scores,
-        return_text=data.return_text,
-        truncate=data.truncate,
-        truncation_direction=data.truncation_direction,
-    )
-    return await reranked(request, asked)
+    return await reranked(request, data.query, data.texts, data)
 
 
 SHAPES: dict[str, Shape] = dict.fromkeys(

@@ -80,10 +80,11 @@ class Catalog:
         """Per task: the name as the allow-list or an entry spells it -> its spec."""
         for entry in entries:
             self.listed[entry.type.task][entry.key] = self._known[entry.key]
-        self._allowed = {
+        self.allowed: dict[Task, dict[str, ModelSpec]] = {
             task: {name: spec for spec in listed.values() for name in spec.names}
             for task, listed in self.listed.items()
         }
+        """Per task: every name that a client may use -> its spec."""
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{task}={len(listed)}" for task, listed in self.listed.items())
@@ -101,10 +102,10 @@ class Catalog:
             UnsupportedModel: the model is not allowed, or not for them.
         """
         for task in tasks:
-            if spec := self._allowed[task].get(name):
+            if spec := self.allowed[task].get(name):
                 return spec
         shown = name[:_SHOWN_CHARS]
-        if any(name in allowed for allowed in self._allowed.values()):
+        if any(name in allowed for allowed in self.allowed.values()):
             raise UnsupportedModel(f"Model {shown} is allowed for another task, not for {tasks[0]}")
         raise UnsupportedModel(f"Model {shown} is not in the allowed models list")
 
@@ -127,7 +128,7 @@ class Catalog:
 
     def spec(self, name: str, setting: str) -> ModelSpec:
         """The allowed model that a setting names, whatever its task; raises `SettingsError`."""
-        for allowed in self._allowed.values():
+        for allowed in self.allowed.values():
             if spec := allowed.get(name):
                 return spec
         raise SettingsError(f"{setting}={name!r}: the model is in no allow-list")

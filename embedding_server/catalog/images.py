@@ -59,6 +59,7 @@ class ImageEncoder:
         max_pixels: width times height of the largest image.
     """
 
+    tokenizer = None
     quick_chars = 0
 
     def __init__(self, prepare: Callable[[Image.Image], Item], max_pixels: int) -> None:

@@ -5,7 +5,6 @@ route templates, `reason` takes `REASONS`, `key` takes names of the settings' ke
 """
 
 from collections.abc import Callable, Iterable
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from prometheus_client import (
@@ -21,6 +20,7 @@ from prometheus_client.exposition import choose_encoder
 
 from embedding_server import __version__
 from embedding_server.core import Task
+from embedding_server.observability.stages import current_exemplar
 
 SECONDS = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
@@ -43,9 +43,6 @@ REASONS = (
 
 _UNITS = ("seconds", "bytes", "ratio", "percent", "tokens", "texts")
 """Last words of names that OpenMetrics is told of as units."""
-
-EXEMPLAR: ContextVar[dict[str, str] | None] = ContextVar("exemplar", default=None)
-"""Labels, `trace_id`, of the request's trace: histograms show it beside what it took."""
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -238,7 +235,7 @@ class Metrics:
         self, task: Task, model: str, status: str, items: int, seconds: float
     ) -> None:
         """Count one embed or rerank request; `items` are texts or documents."""
-        outcome, exemplar = (model, status), EXEMPLAR.get()
+        outcome = (model, status)
         if task is Task.RERANK:
             requests, took = self._set(outcome, self.rerank_requests, self.rerank_seconds)
             counted = self.rerank_documents
@@ -250,7 +247,7 @@ class Metrics:
             if items:
                 took_each.observe(seconds / items)
         requests.inc()
-        took.observe(seconds, exemplar)
+        took.observe(seconds, current_exemplar())
         self.child(counted, model).inc(items if status == "success" else 0)
 
     def record_run(
@@ -265,7 +262,7 @@ class Metrics:
     ) -> None:
         """Count one model run of so many real `tokens`, with padding `computed`.
 
-        `exemplar`: see `EXEMPLAR`, of a request that it served.
+        `exemplar` is that of a request that it served: see `Trace`.
         """
         took, of_texts, of_tokens, real, padded = self._set(
             (model,),
@@ -289,13 +286,20 @@ class Metrics:
         if busy is not None:
             self.gpu_busy.labels(device).set(busy)
 
-    def record_http(self, endpoint: str, method: str, status: str, seconds: float) -> None:
-        """Count one HTTP request."""
+    def record_http(
+        self,
+        endpoint: str,
+        method: str,
+        status: str,
+        seconds: float,
+        exemplar: dict[str, str] | None = None,
+    ) -> None:
+        """Count one HTTP request; `exemplar`: see `Trace`."""
         requests, took = self._set(
             (endpoint, method, status), self.http_requests, self.http_seconds
         )
         requests.inc()
-        took.observe(seconds, EXEMPLAR.get())
+        took.observe(seconds, exemplar)
 
     def record_key(self, key: str, status: str, tokens: int) -> None:
         """Count one HTTP request of an API key, by its name."""

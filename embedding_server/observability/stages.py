@@ -8,10 +8,12 @@ no batches. Times are those of `time.perf_counter`.
 import asyncio
 import itertools
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from enum import StrEnum
+from typing import NamedTuple
 
 from embedding_server.core import Precision, Usage
 from embedding_server.errors import ServiceError, Unavailable
@@ -130,7 +132,9 @@ class Trace:
         tell: is given the batches that end, once each.
     """
 
-    __slots__ = ("began", "calls", "encoded", "parent_id", "span_id", "tell", "trace_id")
+    __slots__ = (
+        "began", "calls", "encoded", "exemplar", "parent_id", "span_id", "tell", "trace_id",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -146,6 +150,8 @@ class Trace:
         self.calls: list[Call] = []
         self.encoded = 0.0
         """When the answer was written; 0: not yet, or there is nothing of a model in it."""
+        self.exemplar: dict[str, str] | None = None
+        """What histograms keep of it: the id of a trace that somebody has, ours or not."""
 
     @property
     def sampled(self) -> bool:
@@ -155,6 +161,35 @@ class Trace:
 
 CURRENT: ContextVar[Trace | None] = ContextVar("CURRENT", default=None)
 """The request that is being handled."""
+
+
+def current_exemplar() -> dict[str, str] | None:
+    """That of the request that is being handled."""
+    trace = CURRENT.get()
+    return trace.exemplar if trace else None
+
+
+class Parent(NamedTuple):
+    """The client's span, ids in lower-case hex."""
+
+    trace_id: str
+    span_id: str
+    sampled: bool
+
+
+_TRACEPARENT = re.compile(
+    r"(?!ff|00.{53}.)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-"
+    r"[0-9a-f]([0-9a-f])(?:-.*)?"
+)
+"""https://www.w3.org/TR/trace-context/: later versions may go on behind a hyphen."""
+
+
+def parent_of(traceparent: str) -> Parent | None:
+    """What a `traceparent` header says; None where it is empty or wrong."""
+    if not (given := _TRACEPARENT.fullmatch(traceparent)):
+        return None
+    trace_id, span, flags = given.groups()
+    return Parent(trace_id, span, bool(int(flags, 16) & 1))
 
 
 def span_id() -> int:

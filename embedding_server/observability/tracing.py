@@ -7,7 +7,6 @@ own, in a trace of its own; they link to each other.
 """
 
 import random
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -19,11 +18,16 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from embedding_server import __version__
-from embedding_server.observability.stages import CANCELLED, Batch, Call, Stage, Trace, span_id
+from embedding_server.observability.stages import (
+    CANCELLED,
+    Batch,
+    Call,
+    Stage,
+    Trace,
+    parent_of,
+    span_id,
+)
 
-_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-"""https://www.w3.org/TR/trace-context/: later versions may go on behind a hyphen."""
-_NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _SCOPE = InstrumentationScope("embedding_server", __version__)
 _METHODS = frozenset(
@@ -64,11 +68,10 @@ class Tracer:
 
     def start(self, traceparent: str, began: float) -> Trace:
         """The trace of a request that has this header, or none where it is empty or wrong."""
-        given = _TRACEPARENT.fullmatch(traceparent)
-        if given and _valid(given):
-            if not int(given[4], 16) & TraceFlags.SAMPLED:
+        if parent := parent_of(traceparent):
+            if not parent.sampled:
                 return Trace(began)
-            trace_id, parent_id = int(given[2], 16), int(given[3], 16)
+            trace_id, parent_id = int(parent.trace_id, 16), int(parent.span_id, 16)
             return Trace(began, trace_id=trace_id, parent_id=parent_id, tell=self._tell)
         trace_id = random.getrandbits(128)
         if (trace_id & _LOW_BITS) >= self._bound:
@@ -183,11 +186,6 @@ class Tracer:
 
     def _nanoseconds(self, moment: float) -> int:
         return self._offset + round(moment * 1e9)
-
-
-def _valid(given: re.Match[str]) -> bool:
-    known = given[1] != "00" or given[5] is None
-    return known and given[2] != _NO_TRACE and given[3] != _NO_SPAN
 
 
 _UNSET = Status(StatusCode.UNSET)

@@ -1,9 +1,12 @@
 """What stands between a request's texts or images and a session: the `Encoder` of a model."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from embedding_server.core import Encoding, Side, Text
+
+if TYPE_CHECKING:
+    from embedding_server.runtime.tokenizer import Tokenizer
 
 NO_IDS = "is token ids, which this model does not take: send text"
 """What an encoder of nothing but texts or images says of `Tokens`."""
@@ -19,6 +22,10 @@ class InputError(Exception):
 
 class Encoder(Protocol):
     """Inputs -> what the session of their model takes; called from any thread."""
+
+    @property
+    def tokenizer(self) -> "Tokenizer | None":
+        """What makes token ids of texts; None where words are counted or images taken."""
 
     @property
     def specials(self) -> int:

@@ -64,6 +64,11 @@ class Tokenizer:
             raise TokenizerError(f"{path}: a limit of {max_tokens} tokens leaves no room for text")
 
     @property
+    def tokenizer(self) -> "Tokenizer":
+        """Itself: see `Encoder`."""
+        return self
+
+    @property
     def specials(self) -> int:
         """Special tokens around every text."""
         return len(self._prefix) + len(self._suffix)

@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from embedding_server.errors import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS, ServiceUnavailable
-from embedding_server.observability.metrics import EXEMPLAR, Metrics
+from embedding_server.observability.metrics import Metrics
+from embedding_server.observability.stages import current_exemplar
 from embedding_server.serving.cost import Work
 from embedding_server.serving.forecast import Promises
 from embedding_server.serving.gate import Gate, Waiter
@@ -141,7 +142,7 @@ class AdmissionQueue:
                 gate.enter(work)
         finally:
             permit.waited = time.monotonic() - started
-            self._metrics.queue_wait.observe(permit.waited, EXEMPLAR.get())
+            self._metrics.queue_wait.observe(permit.waited, current_exemplar())
         if permit.predicted_wait:
             ratio = permit.waited / max(permit.predicted_wait, _LEAST_WAIT)
             self._metrics.queue_wait_ratio.observe(ratio)

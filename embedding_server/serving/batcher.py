@@ -14,8 +14,8 @@ import structlog
 
 from embedding_server.core import Item, Vector
 from embedding_server.observability.logging import described
-from embedding_server.observability.metrics import EXEMPLAR, Metrics
-from embedding_server.observability.stages import Call
+from embedding_server.observability.metrics import Metrics
+from embedding_server.observability.stages import Call, current_exemplar
 from embedding_server.runtime.session import OutOfMemoryError, Session
 from embedding_server.serving.cost import Shape, Work
 from embedding_server.serving.device import Device, Run
@@ -41,7 +41,7 @@ class Job:
         """Whose they are, where that is traced."""
         self.vectors: list[Vector] = [_NOTHING] * texts
         self.missing = texts
-        self.exemplar = EXEMPLAR.get()
+        self.exemplar = current_exemplar()
         """The request's."""
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

@@ -7,8 +7,8 @@ tokenise, run, finish the vectors. Overload is refused before the first token is
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -240,17 +240,14 @@ class Engine:
         if (size := sum(map(len, texts))) > _MOST_READ:
             raise BadRequest(f"{size} characters or ids at once, at most {_MOST_READ} are allowed")
         spec = self.described(name)
-        if self.queue.draining:
-            raise self.queue.refusal("draining", "the server is shutting down")
-        try:
-            async with asyncio.timeout(options.timeout):
-                with await self.registry.lease(spec) as model, _reading():
-                    work, lane = model.estimate(texts), Lane.of(len(texts))
-                    with await self.queue.permit(work, lane, options.client):
-                        return await asyncio.to_thread(read, model)
-        except TimeoutError as exc:
-            self.metrics.expired.inc()
-            raise DeadlineExceeded(f"not done within {options.timeout:g} s") from exc
+
+        async def admitted() -> T:
+            with await self.registry.lease(spec) as model, translated(text_name, EmbeddingError):
+                work, lane = model.estimate(texts), Lane.of(len(texts))
+                with await self.queue.permit(work, lane, options.client):
+                    return await asyncio.to_thread(read, model)
+
+        return await self._in_time(admitted, options)
 
     async def load(self, name: str) -> None:
         """Make a model resident; raises `UnsupportedModel` and `ModelLoadError`."""
@@ -274,28 +271,37 @@ class Engine:
         Raises:
             BadRequest: there is none, or there are several.
         """
-        listed = [self.described(name) for name in self.catalog.listed[task]]
-        fitting = {spec.id: None for spec in listed if spec.kind in kinds}
+        allowed = self.catalog.allowed[task]
         for name in self._defaults:
-            if name in fitting:
+            if name in allowed and self.described(name).kind in kinds:
                 return name
+        listed = {spec.id for spec in allowed.values()}
+        fitting = [name for name in listed if self.described(name).kind in kinds]
         if len(fitting) != 1:
             count = "several models serve" if fitting else "no allowed model serves"
             raise BadRequest(f"{count} this: name one in INFERENCE_DEFAULT_MODEL")
-        return next(iter(fitting))
+        return fitting[0]
 
     async def _run(self, spec: ModelSpec, texts: Prompted, options: Options, call: Call) -> _Raw:
         """Raw vectors within the client's deadline."""
+        work = partial(self._embed, spec, texts, options, call)
+        return await self._in_time(work, options, call)
+
+    async def _in_time(
+        self, work: Callable[[], Awaitable[T]], options: Options, call: Call | None = None
+    ) -> T:
+        """The work's result within the client's deadline; `call` knows where the time went."""
         if self.queue.draining:
             raise self.queue.refusal("draining", "the server is shutting down")
         if options.timeout is None:
-            return await self._embed(spec, texts, options, call)
+            return await work()
         try:
             async with asyncio.timeout(options.timeout):
-                return await self._embed(spec, texts, options, call)
+                return await work()
         except TimeoutError as exc:
             self.metrics.expired.inc()
-            raise DeadlineExceeded(f"not done within {options.timeout:g} s: {call}") from exc
+            spent = f": {call}" if call else ""
+            raise DeadlineExceeded(f"not done within {options.timeout:g} s{spent}") from exc
 
     async def _embed(
         self, spec: ModelSpec, prompted: Prompted, options: Options, call: Call
@@ -368,10 +374,6 @@ class Engine:
 async def _off_loop(kind: Kind, work: Callable[[], T]) -> T:
     """The work's result; that of vectors per token takes too long for the event loop."""
     return await asyncio.to_thread(work) if kind is Kind.MULTI else work()
-
-
-def _reading() -> AbstractContextManager[None]:
-    return translated(text_name, EmbeddingError)
 
 
 def _tokenizer(model: Model) -> Tokenizer:

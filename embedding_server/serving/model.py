@@ -88,10 +88,8 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """What makes token ids of its texts; None where words are counted or images taken."""
-        encoder = self._encoder
-        found = encoder if isinstance(encoder, Tokenizer) else getattr(encoder, "tokenizer", None)
-        return found if isinstance(found, Tokenizer) else None
+        """See `Encoder`."""
+        return self._encoder.tokenizer
 
     def read(self, inputs: Sequence[Input]) -> Sequence[Input]:
         """The inputs, where the model takes token ids of a foreign vocabulary as texts.

@@ -3,14 +3,17 @@
 import asyncio
 from typing import Any
 
+import numpy as np
 import pytest
 
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.providers import CPU
 from embedding_server.serving import memory as module
+from embedding_server.serving.batcher import RunError
+from embedding_server.serving.device import Device
 from embedding_server.serving.memory import Ceiling, MemoryGate
 from tests.conftest import Serve, parts_of
-from tests.fakes import MEMORY, FakeMonitor, FakeSession
+from tests.fakes import MEMORY, FakeMonitor, FakeSession, batcher, ids
 from tests.tiny import HIDDEN
 
 
@@ -180,3 +183,69 @@ async def test_a_full_card_refuses_growth_only(serve: Serve) -> None:
         monitor.used = 100
         device.memory.poll()
         assert (await client.post("/api/embed", json=longer)).status_code == 200
+
+
+async def test_out_of_memory_is_latency(device: Device) -> None:
+    """A batch that memory does not suffice for is halved until it fits, one request's or not."""
+    session = FakeSession()
+    session.room = 40
+    line = batcher(device, session)
+    rows = await line.embed([ids(10, first) for first in range(6)])
+    assert np.stack(rows)[:, 1].tolist() == list(range(6))
+    assert session.batches == [[10] * 6, [10] * 3, [10] * 3]
+    assert session.lean == [False, True, True]
+    assert repr(line.ceiling) == "Ceiling(high_water=30, limit=30.0)"
+
+
+async def test_memory_is_remembered_and_tried_again(device: Device) -> None:
+    """After memory ran out batches stay small for a while, and then grow again."""
+    session = FakeSession()
+    session.room = 40
+    line = batcher(device, session)
+    await line.embed([ids(10)] * 6)
+    del session.batches[:]
+    await line.embed([ids(10)] * 6)
+    assert session.batches == [[10] * 3] * 2
+    session.room = 1000
+    for _ in range(200):
+        await line.embed([ids(10)] * 6)
+    assert session.batches[-1] == [10] * 6
+
+
+async def test_a_text_too_large_for_memory(device: Device) -> None:
+    """A text alone gets a second try with the device for itself, then is an error."""
+    session = FakeSession()
+    session.room = 40
+    line = batcher(device, session)
+    with pytest.raises(RunError):
+        await line.embed([ids(50)])
+    assert session.batches == [[50], [50]]
+    assert session.lean == [False, True]
+    assert (await line.embed([ids(8)]))[0][0] == 8
+
+
+async def test_a_full_card_is_used_in_full() -> None:
+    """What ran before runs at 97 % of the memory; what would need more is cut to what ran."""
+    monitor = FakeMonitor(500)
+    memory = MemoryGate(monitor, 95.0, Metrics("test"))
+    device = Device(1, 64, memory, Metrics("test"))
+    device.start()
+    session = FakeSession()
+    line = batcher(device, session)
+    line.ceiling = Ceiling(memory)
+    line.ceiling._bytes_per_token = 5.0
+    await line.embed([ids(16)] * 3)
+    monitor.used = 970
+    memory.poll()
+    del session.batches[:]
+    await line.embed([ids(16)] * 12)
+    assert session.batches == [[16] * 3] * 4
+    assert line.ceiling.holds_back(49)
+    assert not line.ceiling.holds_back(48)
+    monitor.used = 945
+    memory.poll()
+    assert line.ceiling.holds_back(49)
+    monitor.used = 700
+    memory.poll()
+    assert not line.ceiling.holds_back(49)
+    device.stop()
