@@ -89,13 +89,12 @@ class Route(msgspec.Struct, frozen=True):
 
     def models(self, here: Parts) -> list[str]:
         """The names of models that it serves."""
-        listed, residents = here.engine.catalog.listed, here.engine.registry.residents
+        allowed, residents = here.engine.catalog.allowed, here.engine.registry.residents
         task, images = self.option(INFERENCE), Kind.IMAGE in self.option(KINDS, ())
         specs = {
             name: residents[spec.id].spec
             for one in ([task] if task else Task)
-            for spec in listed[one].values()
-            for name in spec.names
+            for name, spec in allowed[one].items()
         }
         return [
             name
