@@ -24,9 +24,12 @@ from embedding_server.convert.links import place
 from embedding_server.core import ModelSpec
 from embedding_server.errors import StartupError
 from embedding_server.runtime.cores import usable_cores
+from embedding_server.runtime.machine import look
 from embedding_server.runtime.session import SessionError, outputs
 from embedding_server.runtime.tokenizer import TokenizerError
-from embedding_server.serving.source import RunPlan, Source
+from embedding_server.serving.compute import compute_of
+from embedding_server.serving.plan import RunPlan
+from embedding_server.serving.source import Source
 from embedding_server.settings import Settings
 from embedding_server.table import show
 
@@ -65,7 +68,8 @@ def convert_model(
         spec = _located(wanted, settings)
         started = time.perf_counter()
         with _progress(spec.id) as progress:
-            source = Source(spec, RunPlan.of(settings), usable_cores(), progress)
+            compute = compute_of(settings, look(settings.cuda_visible_devices), [spec])
+            source = Source(spec, RunPlan.of(settings, compute), usable_cores(), progress)
         if not source.converted:
             raise StartupError(f"{spec.id}: there is nothing to convert, it has {spec.file}")
         files = [path for path in source.converted.parent.iterdir() if path.name[0] != "."]

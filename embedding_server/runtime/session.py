@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -25,6 +26,7 @@ VERSION: str = ort.__version__
 _ARENA = "cpu:0"
 _NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory", "BFCArena")
 """What ONNX Runtime's errors say where memory ran out."""
+_OPSET, _IR_VERSION = 18, 9
 _FATAL_ONLY = 4
 """Errors are raised, and logged by whoever they reach; a run that was stopped is none."""
 _WIDE_BELOW_BYTES, _PACKED_BELOW_BYTES = 512 << 20, 1 << 30
@@ -298,16 +300,46 @@ def _open(
     for name, value in own.items():
         if name.endswith("_cache_path"):
             Path(value).mkdir(parents=True, exist_ok=True)  # ONNX Runtime makes no parents
+    with _opening(path):
+        if asked != CPU:
+            _require(asked, options, providers)
+        return _session(path, options, providers)
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
     try:
-        # Its Python code would print, and try other providers than these.
-        session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+        yield
+    except SessionError as exc:
+        raise type(exc)(f"{path}: {exc}") from exc
     except Exception as exc:  # ONNX Runtime's exceptions share no base class
         text = f"{path}: {exc}"
         raise (OutOfMemoryError if _no_memory(exc) else SessionError)(text) from exc
-    # A library that cannot be loaded is only logged (onnxruntime#23612, #23372).
-    if (used := session.get_providers()[0]) != asked:
+
+
+def _session(
+    graph: Path | bytes, options: ort.SessionOptions, providers: Providers
+) -> ort.InferenceSession:
+    # Its Python code would print, and try other providers than these.
+    return ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
+
+
+def _require(asked: str, options: ort.SessionOptions, providers: Providers) -> None:
+    """A library that cannot be loaded is only logged (onnxruntime#23612, #23372).
+
+    A graph for CUDA could not be opened to find out, so it is asked with one of nothing.
+    """
+    if (used := _session(_nothing(), options, providers).get_providers()[0]) != asked:
         raise FellBackError(
-            f"{path}: {asked} was asked for, and ONNX Runtime fell back to {used}: see what"
+            f"{asked} was asked for, and ONNX Runtime fell back to {used}: see what"
             " `embedding-server doctor` says is missing"
         )
-    return session
+
+
+def _nothing() -> bytes:
+    """A graph that gives what it takes."""
+    value = onnx.helper.make_tensor_value_info("none", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([], "nothing", [value], [value])
+    opset = onnx.helper.make_opsetid("", _OPSET)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION)
+    return bytes(model.SerializeToString())
