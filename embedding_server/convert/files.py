@@ -15,6 +15,26 @@ def bare(path: Path) -> onnx.ModelProto:
         raise ConvertError(f"{path}: {exc}") from exc
 
 
+def loaded(path: Path) -> onnx.ModelProto:
+    """A graph with all of its weights; raises `ConvertError`.
+
+    onnx itself refuses weights that have hard links, which is how files of the hub are laid out.
+    """
+    model = bare(path)
+    try:
+        for tensor in model.graph.initializer:
+            said = {one.key: one.value for one in tensor.external_data}
+            if name := said.get("location"):
+                with (path.parent / name).open("rb") as file:
+                    file.seek(int(said.get("offset", 0)))
+                    tensor.raw_data = file.read(int(said.get("length", -1)))
+                tensor.ClearField("external_data")
+                tensor.data_location = onnx.TensorProto.DEFAULT
+    except OSError as exc:
+        raise ConvertError(f"{path}: {exc}") from exc
+    return model
+
+
 def extents(model: onnx.ModelProto) -> dict[str, int]:
     """Names of files beside a graph -> how many bytes of them it uses, counted from their start."""
     found: dict[str, int] = {}

@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from embedding_server.convert.build import MODEL_FILE, cached
 from embedding_server.convert.errors import ConvertError
-from embedding_server.convert.files import bare, extents
+from embedding_server.convert.files import bare, extents, loaded
 from embedding_server.convert.hashes import content_hash
 from embedding_server.convert.norms import joined
 
@@ -60,7 +60,7 @@ def halved(path: Path, cache: Path) -> Path:
     recipe = f"halves {_VERSION} {[content_hash(file, cache) for file in files]}"
 
     def build(out: Path) -> None:
-        model = in_half(onnx.load(path))
+        model = in_half(loaded(path))
         onnx.save_model(
             model, out / MODEL_FILE, save_as_external_data=True, location=f"{MODEL_FILE}_data"
         )

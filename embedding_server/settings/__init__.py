@@ -250,7 +250,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     threads: Annotated[
         int,
         said(
-            "threads that run models, or on a GPU machine tokenise; 0 = as many as cores we may use",
+            "threads that run models, beside GPUs tokenise; 0 = as many as cores we may use",
             le=1024,
         ),
     ] = 0

@@ -52,6 +52,22 @@ def test_exported(tmp_path: Path) -> None:
     onnx.checker.check_model(half)
 
 
+def test_weights_beside_it(tmp_path: Path) -> None:
+    """They may have several links, as the hub's files have."""
+    path = export(write_model(tmp_path / "m")) / "onnx" / "model.onnx"
+    apart = tmp_path / "apart" / "model.onnx"
+    apart.parent.mkdir()
+    onnx.save_model(
+        onnx.load(path), apart, save_as_external_data=True, location="data", size_threshold=0
+    )
+    (tmp_path / "link").hardlink_to(apart.parent / "data")
+    feeds = batch([20, 3, 1])
+    assert np.array_equal(run(halved(apart, tmp_path), feeds), run(halved(path, tmp_path), feeds))
+    (apart.parent / "data").unlink()
+    with pytest.raises(ConvertError, match="data"):
+        halved(apart, tmp_path / "other")
+
+
 def test_pooled_in_the_graph(tmp_path: Path) -> None:
     """A sum over tokens that fp16 cannot hold is exact."""
     directory = write_model(tmp_path / "m")
