@@ -70,6 +70,11 @@ class App:
         """Whether `drain` was called."""
         return self.parts.engine.queue.draining
 
+    @property
+    def lost(self) -> str:
+        """Why nothing can be computed any more; empty while it can."""
+        return self.parts.device.lost
+
     def drain(self) -> None:
         """Refuse new work from now on; what was accepted goes on."""
         self.parts.engine.queue.draining = True

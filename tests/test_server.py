@@ -6,6 +6,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.process import COMMAND, Server, environment, server
+from tests.process import COMMAND, Server, environment, free_port, server
 
 DEMO = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -203,6 +204,47 @@ def test_unloading_returns_memory() -> None:
             time.sleep(0.1)
         assert client.get("/health/live").is_success
         assert client.post("/api/embed", json=body).status_code == 200
+
+
+_LOSES_ITS_GPU = """
+import sys, threading
+from embedding_server import cli, server
+create_app = server.create_app
+def create(settings):
+    app = create_app(settings)
+    def lose():
+        sys.stdin.readline()
+        app.parts.device.lost = "CUDA failure 700: an illegal memory access was encountered"
+    threading.Thread(target=lose, daemon=True).start()
+    return app
+server.create_app = create
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_lost_device(models: Path, cache: Path) -> None:
+    """A GPU that is gone ends the process in order, with a status that has another one started."""
+    port = free_port()
+    flags = ["--model-path", str(models), "--allowed-embedding-models", "tiny"]
+    flags += ["--cache-dir", str(cache), "--hostname", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _LOSES_ITS_GPU, "serve", *flags],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process, Server(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        try:
+            client.process = process
+            client.until("/health/ready")
+            log, _ = process.communicate("lose it\n", timeout=20)
+            assert process.returncode == 1
+            assert [one for one in log.splitlines() if "device.lost" in one]
+            assert "server.stopped" in log
+        finally:
+            process.kill()
 
 
 def test_https(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Sessions are called from the device's worker threads; they keep no state between
 threads may share one.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -26,6 +27,9 @@ VERSION: str = ort.__version__
 _ARENA = "cpu:0"
 _NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory", "BFCArena")
 """What ONNX Runtime's errors say where memory ran out."""
+_NO_DEVICE = re.compile(r"CUDA failure (214|220|700|702|709|71[04-9])\b")
+"""CUDA's errors after which every further call fails: uncorrectable bits, and those of which CUDA
+says that the process must be terminated and relaunched (driver_types.h, cudaError)."""
 _OPSET, _IR_VERSION = 18, 9
 _FATAL_ONLY = 4
 """Errors are raised, and logged by whoever they reach; a run that was stopped is none."""
@@ -39,6 +43,10 @@ class SessionError(Exception):
 
 class OutOfMemoryError(SessionError):
     """The device has no room for this batch; a smaller one may do."""
+
+
+class DeviceLostError(SessionError):
+    """The GPU will not work again for this process."""
 
 
 class FellBackError(SessionError):
@@ -210,7 +218,7 @@ class OnnxSession:
         options = stop.options if stop else None
         if stop and stop.lean and self._arenas:
             stop.shrink(self._arenas)
-        with _translated():
+        with translated():
             (value,) = session.run([layout.output], layout.feeds(items), options)
             vectors = layout.vectors(value, items)
             if self._projections:
@@ -248,21 +256,25 @@ def outputs(path: Path, ids: Ids) -> dict[str, NDArray[np.float32]]:
     session = _open(path, _ONE_THREAD)
     feeds = Packed(_declared(session.get_inputs())).feeds([ids])
     names = [one.name for one in session.get_outputs()]
-    with _translated():
+    with translated():
         return dict(zip(names, session.run(names, feeds), strict=True))
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
-    """Turn whatever a run raises into a `SessionError`."""
+def translated(where: str = "") -> Iterator[None]:
+    """Turn what ONNX Runtime raises into a `SessionError`; its message begins with `where`."""
     try:
         yield
     except Exception as exc:  # ONNX Runtime's exceptions share no base class
-        raise (OutOfMemoryError if _no_memory(exc) else SessionError)(str(exc)) from exc
+        raise _kind(exc)(where + str(exc)) from exc
 
 
-def _no_memory(exc: Exception) -> bool:
-    return isinstance(exc, MemoryError) or any(words in str(exc) for words in _NO_MEMORY)
+def _kind(exc: Exception) -> type[SessionError]:
+    if isinstance(exc, SessionError):
+        return type(exc)
+    if isinstance(exc, MemoryError) or any(words in str(exc) for words in _NO_MEMORY):
+        return OutOfMemoryError
+    return DeviceLostError if _NO_DEVICE.search(str(exc)) else SessionError
 
 
 class _Weights:
@@ -300,21 +312,10 @@ def _open(
     for name, value in own.items():
         if name.endswith("_cache_path"):
             Path(value).mkdir(parents=True, exist_ok=True)  # ONNX Runtime makes no parents
-    with _opening(path):
+    with translated(f"{path}: "):
         if asked != CPU:
             _require(asked, options, providers)
         return _session(path, options, providers)
-
-
-@contextmanager
-def _opening(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except SessionError as exc:
-        raise type(exc)(f"{path}: {exc}") from exc
-    except Exception as exc:  # ONNX Runtime's exceptions share no base class
-        text = f"{path}: {exc}"
-        raise (OutOfMemoryError if _no_memory(exc) else SessionError)(text) from exc
 
 
 def _session(

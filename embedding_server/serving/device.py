@@ -22,7 +22,7 @@ import structlog
 from embedding_server.core import Precision, Vector, Vectors, values
 from embedding_server.observability.metrics import Metrics
 from embedding_server.observability.stages import Batch
-from embedding_server.runtime.session import OutOfMemoryError, Stop
+from embedding_server.runtime.session import DeviceLostError, OutOfMemoryError, Stop
 from embedding_server.serving.cost import Shape
 from embedding_server.serving.memory import MemoryGate
 from embedding_server.serving.schedule import Entry, Schedule
@@ -186,6 +186,8 @@ class Device:
         self.memory = memory
         self.runs = 0
         """Runs started so far."""
+        self.lost = ""
+        """Why a GPU will not work again for this process; empty while it does."""
         self.schedule: Schedule[Batcher] = Schedule(max_batch_tokens)
         self._metrics = metrics
         self._retries: deque[Run] = deque()
@@ -205,6 +207,8 @@ class Device:
         """Why the device does not serve; empty while it does."""
         if not self._threads:
             return "the run slots are stopped"
+        if self.lost:
+            return "a GPU is lost, the server ends"
         hung = max((run.hung for run in self._running), default=0.0)
         return f"a model run hangs since {hung:.0f} s" if hung else ""
 
@@ -298,6 +302,8 @@ class Device:
 
     def _finish(self, run: Run) -> None:
         del self._running[run]
+        if isinstance(run.error, DeviceLostError):
+            self.lost = str(run.error)
         if run.traced:
             error = type(run.error).__name__ if run.error else ""
             run.traced.end(run.began, run.seconds, error)

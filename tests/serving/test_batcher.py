@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedding_server.core import Rows
 from embedding_server.observability.metrics import Metrics
+from embedding_server.runtime.session import DeviceLostError
 from embedding_server.serving import device as module
 from embedding_server.serving.batcher import Batcher, RunError
 from embedding_server.serving.cost import Shape
@@ -178,6 +180,22 @@ async def test_dead_slot_is_replaced() -> None:
     assert metrics.total(metrics.slot_restarts) == 1
     assert device.problem == ""
     device.stop()
+
+
+class Broken(FakeSession):
+    """A session whose GPU is gone."""
+
+    def run(self, *_: object, **__: object) -> Rows:
+        """See `Session`."""
+        raise DeviceLostError("CUDA failure 700: an illegal memory access was encountered")
+
+
+async def test_lost_device(device: Device) -> None:
+    """Its requests fail, and the device does not serve any more."""
+    with pytest.raises(RunError):
+        await batcher(device, Broken()).embed([ids(3)])
+    assert device.lost.startswith("CUDA failure 700")
+    assert device.problem == "a GPU is lost, the server ends"
 
 
 async def test_one_wake_up_per_batch(device: Device) -> None:

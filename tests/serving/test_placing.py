@@ -17,7 +17,15 @@ from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.machine import Machine
 from embedding_server.runtime.providers import CPU, CUDA, TENSORRT, Compute
 from embedding_server.runtime.replicas import Replicas
-from embedding_server.runtime.session import FellBackError, OnnxSession, SessionError, Threads
+from embedding_server.runtime.session import (
+    DeviceLostError,
+    FellBackError,
+    OnnxSession,
+    OutOfMemoryError,
+    SessionError,
+    Threads,
+    translated,
+)
 from embedding_server.serving.check import CheckError, tolerance
 from embedding_server.serving.device import Device
 from embedding_server.serving.loader import Loader, LoadError
@@ -276,3 +284,21 @@ def test_the_least_exact_card_decides() -> None:
     new.precision = Precision.TF32
     assert Replicas([old, new]).precision is Precision.TF32
     assert Replicas([old, old]).precision is Precision.FP32
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("CUDA failure 700: an illegal memory access was encountered ; GPU=0", DeviceLostError),
+        ("CUDA failure 719: unspecified launch failure ; GPU=1", DeviceLostError),
+        ("CUDA failure 2: out of memory ; GPU=0 ; hostname=a", OutOfMemoryError),
+        ("CUDA failure 701: too many resources requested for launch", SessionError),
+        ("CUDNN failure 3000: CUDNN_STATUS_NOT_SUPPORTED", SessionError),
+    ],
+)
+def test_what_errors_mean(said: str, kind: type[SessionError]) -> None:
+    """Memory that ran out is told from a card that is gone, and both from a failed run."""
+    with pytest.raises(SessionError) as info, translated("m: "):
+        raise RuntimeError(said)
+    assert type(info.value) is kind
+    assert str(info.value) == f"m: {said}"
