@@ -28,8 +28,9 @@ test-all: $(INSTALLED) $(FUZZER) $(DEPLOY) $(SUPPLY) test-clients
 image-test: $(INSTALLED)
 	$(BIN)/pytest -m image
 
-# Requests made up from our OpenAPI document; see tests/fuzz.
+# Decoders, led by what they reach, and requests made up from our OpenAPI document; see tests/fuzz.
 fuzz: $(INSTALLED) $(FUZZER)
+	$(BIN)/python -m tests.fuzz.guided --seconds 30
 	$(BIN)/python -m tests.fuzz --examples 500
 
 # All that the locks pin against known vulnerabilities; says so where nobody can be asked.
@@ -108,4 +109,4 @@ lock:
 	$(COMPILE) --no-config tests/supply/requirements.in -o tests/supply/requirements.lock
 
 clean:
-	rm -rf .venv .venv-clients .venv-fuzz .venv-deploy .venv-supply
+	rm -rf .venv .venv-clients .venv-fuzz .venv-deploy .venv-supply .fuzz

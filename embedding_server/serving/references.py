@@ -21,11 +21,11 @@ from embedding_server.serving.check import CheckError, compare, run_apart
 from embedding_server.serving.profile import save
 from embedding_server.serving.source import Source
 
-_DAMAGED = (
+DAMAGED = (
     *(ValueError, KeyError, EOFError, TypeError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, struct.error),
 )
-"""What numpy and zipfile raise."""
+"""What numpy and zipfile raise for an npz file that is none."""
 
 log = structlog.get_logger()
 
@@ -68,7 +68,7 @@ def stored(path: Path, like: Sequence[Vector]) -> list[Vector] | None:
             found = [archive[f"arr_{index}"] for index in range(len(archive.files))]
     except FileNotFoundError:
         return None
-    except (OSError, *_DAMAGED) as exc:
+    except (OSError, *DAMAGED) as exc:
         log.warning("cache.unreadable", file=str(path), error=str(exc))
         return None
     return found if list(map(_form, found)) == list(map(_form, like)) else None
