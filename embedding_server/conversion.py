@@ -1,6 +1,5 @@
 """`embedding-server convert`: a model's graph, made before it is served, and how exact it is."""
 
-import io
 import os
 import re
 import shutil
@@ -25,7 +24,7 @@ from embedding_server.errors import StartupError
 from embedding_server.runtime.cores import usable_cores
 from embedding_server.runtime.session import SessionError, outputs
 from embedding_server.runtime.tokenizer import TokenizerError
-from embedding_server.serving.references import DAMAGED
+from embedding_server.serving.references import arrays
 from embedding_server.serving.source import RunPlan, Source
 from embedding_server.settings import Settings
 from embedding_server.table import show
@@ -121,9 +120,8 @@ def _put(files: list[Path], model: Path, out: Path) -> None:
 def _reference(path: Path) -> tuple[NDArray[np.int64], States]:
     """The ids, and the states by the names of outputs."""
     try:
-        with np.load(io.BytesIO(path.read_bytes())) as archive:
-            found = {name: archive[name] for name in archive.files}
-    except (OSError, *DAMAGED) as exc:
+        found = arrays(path)
+    except (OSError, ValueError) as exc:
         raise StartupError(f"--compare {path} is no npz file that can be read: {exc}") from exc
     ids = found.get("ids", np.zeros(0))
     states = {name: one for name, one in found.items() if _LAYER.fullmatch(name) or name == _LAST}

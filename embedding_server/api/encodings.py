@@ -1,8 +1,8 @@
 """Compressed bodies: unpacked piece by piece, and no further than is allowed.
 
 A thousandth of a body's length is enough to say it in gzip or zstd. Where the data say how long
-they are unpacked, and that is too much, next to nothing of them is unpacked. Beyond 1 MiB they may
-become a hundred times as long as they are: nothing but repetition becomes more.
+they are unpacked, and that is too much, next to nothing of them is unpacked. Beyond 512 KiB they
+may become a hundred times as long as they are: nothing but repetition becomes more.
 """
 
 import sys
@@ -19,7 +19,7 @@ from embedding_server.errors import BadRequest, PayloadTooLarge, UnsupportedMedi
 _INPUT, _PIECE = 1 << 16, 1 << 20
 _PROBED = 1 << 20
 """Bytes after which data that claim to be too large are believed; damaged ones end before."""
-_ANY_RATIO, _MOST_TIMES = 1 << 20, 100
+_ANY_RATIO, _MOST_TIMES = 1 << 19, 100
 """Bytes that every body may become, and how many times its own size if that is more."""
 _WINDOW_LOG = 23
 """RFC 9659: bodies in zstd need no more memory than 8 MiB to look back at."""

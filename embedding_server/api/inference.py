@@ -131,10 +131,11 @@ def checked_inputs(request: ApiRequest, given: Given, public: int = 0) -> list[s
     """
     if isinstance(given, str):
         return [given]
+    if not given or not isinstance(given[0], int):
+        checked_count(request, given, public)
     ids = [one for one in given if isinstance(one, int)]
     if not ids:
-        several = checked_count(request, given, public)
-        return [one if isinstance(one, str) else Tokens(cast(list[int], one)) for one in several]
+        return [one if isinstance(one, str) else Tokens(cast(list[int], one)) for one in given]
     if len(ids) < len(given):
         raise BadRequest("the input mixes token ids with texts: send a list of either")
     return [Tokens(ids)]

@@ -9,6 +9,7 @@ import gzip
 import io
 import tempfile
 import typing
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
@@ -219,6 +220,15 @@ def _archive() -> bytes:
     return file.getvalue()
 
 
+def _half_a_header() -> bytes:
+    """An archive of an array whose header does not end: numpy raises `TokenError`."""
+    array, file = io.BytesIO(), io.BytesIO()
+    np.save(array, np.zeros(1, np.float32))
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("arr_0.npy", array.getvalue().replace(b"}", b" "))
+    return file.getvalue()
+
+
 _BODY = b'{"model":"a","input":"b"}'
 _ZSTD = bytes.fromhex("28b52ffd2003190000616263")
 _TRACE = b"\x0300-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -257,7 +267,7 @@ DECODERS = {
         (save({"a": np.zeros((2, 2), np.float16)}), save({"b.gamma": np.zeros(3, np.float32)})),
     ),
     "shards": Decoder(_shards, (ConvertError,), (b'{"weight_map":{"a":"a.safetensors"}}',)),
-    "npz": Decoder(_npz, (StartupError,), (_archive(),)),
+    "npz": Decoder(_npz, (StartupError,), (_archive(), _half_a_header())),
     "yaml": Decoder(_yaml, (SettingsError,), (_CONFIG,)),
     "image": Decoder(_image, (ServiceError, InputError), tuple(_images())),
 }
