@@ -1,5 +1,6 @@
 """The server as a process: start, signals, mistakes."""
 
+import gzip
 import json
 import re
 import signal
@@ -15,6 +16,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 from tests.process import COMMAND, Server, environment, free_port, server
 
@@ -271,3 +277,37 @@ def test_https(tmp_path: Path) -> None:
             )
             assert shown
             assert float(shown[1]) == pytest.approx(time.time() + 86400, abs=600)
+
+
+def bombs() -> Iterator[tuple[str, str, bytes]]:
+    """Names, encodings and bodies: a thousandth of what they become, and the last all values."""
+    plain = b'{"model":"tiny","input":"' + b"a" * (100 << 20) + b'"}'
+    packed = gzip.compress(plain)
+    yield "honest", "gzip", packed
+    yield "lying", "gzip", packed[:-4] + (1 << 20).to_bytes(4, "little")
+    yield "within the limit", "gzip", gzip.compress(plain[: 30 << 20])
+    no_size = {zstd.CompressionParameter.content_size_flag: 0}
+    yield "silent", "zstd", zstd.compress(plain, options=no_size)  # type: ignore[arg-type]
+    yield "honest", "zstd", zstd.compress(plain)
+    lists = b'{"model":"tiny","input":[' + b"[]," * 174_000 + b"[]]}"
+    yield "many values", "gzip", gzip.compress(lists)
+    yield "all values", "identity", lists * 60
+
+
+def test_bombs(models: Path, cache: Path) -> None:
+    """Bodies that become a thousand times their size, or many values, cost little."""
+    flags = ["--model-path", str(models), "--allowed-embedding-models", "tiny"]
+    with server(*flags, "--cache-dir", str(cache), "--warmup-ms", "0") as client:
+        client.until("/health/ready")
+        status = Path(f"/proc/{client.process.pid}/status")
+        for name, encoding, body in bombs():
+            Path(f"/proc/{client.process.pid}/clear_refs").write_text("5")  # forget the peak
+            before, began = resident_mb(client), time.monotonic()
+            headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+            answer = client.post("/api/embed", content=body, headers=headers)
+            seconds = time.monotonic() - began
+            (peak,) = re.findall(r"VmHWM:\s+(\d+)", status.read_text())
+            grown = int(peak) / 1024 - before
+            assert answer.status_code in (400, 413)
+            assert grown < (90 if encoding == "identity" else 50), (name, encoding)
+            assert seconds < 2, (name, encoding)

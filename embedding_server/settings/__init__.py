@@ -140,7 +140,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rate_limit_tokens: Annotated[
         int,
         said(
-            "tokens per minute of the same, counted once they have run: who owes some gets 429;"
+            "tokens per minute of the same, counted when a request ends: who owes some gets 429;"
             " 0 = any",
             le=1 << 40,
         ),

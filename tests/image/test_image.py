@@ -109,7 +109,8 @@ def container(image: str) -> Iterator[tuple[str, Path]]:
 def test_it_serves(image: str, config: dict[str, Any], tmp_path: Path) -> None:
     """It answers as uid 10001, is healthy, ends at SIGTERM and leaves no file where it may not."""
     write_model(tmp_path / "tiny")
-    tmp_path.chmod(0o755)
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        path.chmod(0o755)  # safetensors writes files for their owner alone
     port = free_port()
     with container(image) as (name, root):
         started = time.time()
