@@ -87,6 +87,7 @@ lock:
 		-o requirements-dev.lock
 	$(COMPILE) pyproject.toml --extra cpu -c requirements-dev.lock -o requirements-cpu.lock
 	$(COMPILE) pyproject.toml --extra cuda -o requirements-cuda.lock
+	echo hatchling | $(COMPILE) --no-config -c requirements-dev.lock -o requirements-build.lock -
 	$(COMPILE) --no-config tests/clients/requirements.in -o tests/clients/requirements.lock
 	$(COMPILE) --no-config tests/fuzz/requirements.in -o tests/fuzz/requirements.lock
 	$(COMPILE) --no-config tests/deploy/requirements.in -o tests/deploy/requirements.lock
