@@ -45,7 +45,7 @@ def _instructions(kind: str) -> list[str]:
 
 
 def test_locks_are_alike() -> None:
-    """Both images have the same versions; CUDA's has CUDA 13 and cuDNN, and both are built alike."""
+    """Both images have the same versions; CUDA's has CUDA 13 and cuDNN."""
     cpu, cuda, build, dev = (_pinned(name) for name in ("cpu", "cuda", "build", "dev"))
     assert cpu.keys() - cuda.keys() == {"fastembed", "onnxruntime"}
     assert {name for name in cpu.keys() & cuda.keys() if cpu[name] != cuda[name]} == set()
