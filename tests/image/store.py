@@ -54,10 +54,12 @@ def build(tag: str, **arguments: str) -> None:
 
 
 def _make_base(name: str) -> None:
+    """Debian at its smallest, and certificates: a build can't add them where the host's are."""
     suite = re.search(r":(\w+)-", name)
     assert suite
+    options = ["--quiet", "--variant=minbase", "--include=ca-certificates"]
     with container("scratch") as (made, root):
-        call("mmdebstrap", "--quiet", "--variant=minbase", suite[1], str(root), seconds=600)
+        call("mmdebstrap", *options, suite[1], str(root), seconds=600)
         buildah("commit", "--quiet", made, name, seconds=300)
 
 
