@@ -254,6 +254,13 @@ def written(made: Object) -> str:
     return "{\n " + ",\n ".join([*fields, f'"panels": [\n  {panels}\n ]']) + "\n}\n"
 
 
+def subject(made: Object) -> str:
+    """What a picture of a dashboard is of: titles and units."""
+    return "; ".join(
+        f"{panel['title']} ({panel['fieldConfig']['defaults']['unit']})" for panel in made["panels"]
+    )
+
+
 def files() -> dict[Path, str]:
     """What each file is to hold."""
     return {GRAFANA / f"{page.name}.json": written(dashboard(page)) for page in pages()}

@@ -20,9 +20,10 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from PIL import Image
 
 from benchmarks.scrape import as_asked, prometheus, until
-from deploy.dashboards import files
+from deploy.dashboards import files, subject
 from deploy.panels import GRAFANA, Panel, limits, pages, shown
 from embedding_server.observability.metrics import Metrics
 from embedding_server.settings import Settings
@@ -198,6 +199,16 @@ def test_config_map() -> None:
         f"{name}.json": one for name, one in DASHBOARDS.items()
     }
     assert len(json.dumps(made)) < 262_144, "`kubectl apply` keeps a copy in an annotation"
+
+
+def test_picture() -> None:
+    """The README's picture is of the panels that `service.json` has today, and is small."""
+    path = GRAFANA / "dashboard.png"
+    with Image.open(path) as picture:
+        assert picture.info["Description"] == subject(DASHBOARDS["service"]), (
+            "run `python -m deploy.picture`"
+        )
+    assert path.stat().st_size < 200_000
 
 
 def card() -> Metrics:
