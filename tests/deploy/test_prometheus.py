@@ -1,21 +1,19 @@
 """`deploy/prometheus` against the code, promtool, and a Prometheus that scrapes a real server."""
 
-import json
 import re
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
+from benchmarks.scrape import prometheus, until
 from embedding_server.core import Task
 from embedding_server.observability.metrics import Metrics
-from tests.process import free_port, server
+from tests.process import server
 from tests.test_server import DEMO
 
 ROOT = Path(__file__).parents[2]
@@ -24,9 +22,9 @@ SCENARIOS = sorted(Path(__file__).parent.glob("*.yml"))
 TARGET = {"job", "instance"}
 """Labels that a scrape adds."""
 FUNCTIONS = {
-    "absent", "and", "avg", "avg_over_time", "by", "clamp_max", "clamp_min", "count",
+    "absent", "and", "avg", "avg_over_time", "by", "changes", "clamp_max", "clamp_min", "count",
     "histogram_quantile", "increase", "max", "max_over_time", "min", "on", "or", "rate", "sum",
-    "time", "topk", "unless",
+    "time", "topk", "unless", "vector",
 }  # fmt: skip
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
@@ -43,7 +41,7 @@ ALERTS, RECORDED = rules("alerts.yml"), rules("recording.yml")
 def series() -> dict[str, set[str]]:
     """Every series that exists, with its labels: ours, the process's and those of the rules."""
     metrics = Metrics("test")
-    found: dict[str, set[str]] = {"up": TARGET}
+    found = {"up": TARGET, "ALERTS": TARGET | {"alertname", "alertstate"}}
     for instrument in vars(metrics).values():
         if hasattr(instrument, "_labelnames"):
             (family,) = instrument.describe()
@@ -65,8 +63,9 @@ def expressions() -> Iterator[tuple[str, str]]:
     """Every PromQL expression below `deploy`, with its file."""
 
     def walk(node: Any) -> Iterator[str]:
-        if isinstance(node, dict):
-            yield from (node[key] for key in ("expr", "query") if isinstance(node.get(key), str))
+        if isinstance(node, dict) and node.get("type") != "datasource":
+            said = (node[key] for key in ("expr", "query") if isinstance(node.get(key), str))
+            yield from (re.sub(r"label_values\((.*), \w+\)", r"\1", text) for text in said)
         for child in node.values() if isinstance(node, dict) else node:
             if isinstance(child, dict | list):
                 yield from walk(child)
@@ -191,53 +190,12 @@ def test_metrics_are_as_prometheus_likes_them() -> None:
     assert not warned(exposed())
 
 
-@contextmanager
-def prometheus(config: Path, data: Path) -> Iterator[httpx.Client]:
-    """A real Prometheus with a client of its API; ends it by pid."""
-    port = free_port()
-    process = subprocess.Popen(
-        [
-            "prometheus",
-            f"--config.file={config}",
-            f"--storage.tsdb.path={data}",
-            f"--web.listen-address=127.0.0.1:{port}",
-            "--enable-feature=exemplar-storage",
-            "--log.level=warn",
-        ]
-    )
-    with process, httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=10) as client:
-        try:
-            yield client
-        finally:
-            process.terminate()
-
-
-def until(client: httpx.Client, path: str, **params: str) -> Any:
-    """The first answer of Prometheus that is not empty."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            answer = client.get(path, params=params).json()["data"]
-        except (httpx.TransportError, json.JSONDecodeError):
-            answer = {}
-        if found := answer.get("result", answer) if isinstance(answer, dict) else answer:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"{path} {params}: {client.get(path, params=params).text}")
-
-
 @pytest.mark.full
 def test_prometheus_scrapes_a_server(tmp_path: Path) -> None:
     """Our series, rules and exemplars arrive, and promtool likes what the server shows."""
     with server("--demo", INFERENCE_API_KEYS="secret") as demo:
         demo.until("/health/ready")
-        config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
         address = str(demo.base_url).removeprefix("http://").rstrip("/")
-        config["global"] = {"scrape_interval": "200ms", "evaluation_interval": "200ms"}
-        config["scrape_configs"][0]["static_configs"] = [{"targets": [address]}]
-        config["rule_files"] = [str(PROMETHEUS / file) for file in config["rule_files"]]
-        path = tmp_path / "prometheus.yml"
-        path.write_text(yaml.safe_dump(config))
         headers = {
             "Authorization": "Bearer secret",
             "traceparent": f"00-{TRACE}-b7ad6b7169203331-01",
@@ -245,7 +203,7 @@ def test_prometheus_scrapes_a_server(tmp_path: Path) -> None:
         body = {"model": DEMO, "text": "Hello"}
         for _ in range(3):
             assert demo.post("/api/embed", json=body, headers=headers).is_success
-        with prometheus(path, tmp_path / "data") as client:
+        with prometheus(tmp_path, {address: address}, "200ms") as client:
             (up,) = until(client, "query", query='up{job="embedding-server"} == 1')
             assert up["metric"]["instance"] == address
             query = f'inference_embed_requests_total{{model="{DEMO}", status="success"}}'
