@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from io import BytesIO
+from itertools import groupby
 from pathlib import Path
 
 import matplotlib as mpl
@@ -159,12 +160,12 @@ def _timeline(figure: Figure, height: float, panel: Object, lines: list[Line], b
     axes = _inside(figure, height, box, 0.26, 0.75)
     for row, line in enumerate(lines):
         step = line.times[1] - line.times[0]
-        changes = [
-            at for at, value in enumerate(line.values) if at == 0 or value != line.values[at - 1]
-        ]
-        for begin, end in zip(changes, [*changes[1:], len(line.values)], strict=True):
-            state = states[f"{line.values[begin]:.0f}"]
-            start, length = line.times[begin], (end - begin) * step
+        spans = groupby(zip(line.times, line.values, strict=True), lambda seen: str(seen[1]))
+        for seen in (list(span) for _, span in spans):
+            start, value = seen[0]
+            if math.isnan(value):
+                continue
+            state, length = states[f"{value:.0f}"], len(seen) * step
             axes.broken_barh(
                 [(start, length)], (row - 0.38, 0.76), color=_NAMED[state["color"]], alpha=0.8
             )
