@@ -52,10 +52,13 @@ def served(
         json.dumps({"model": spec.id, "input": group, "encoding_format": "base64"}).encode()
         for group in groups
     ]
-    with started(command, "/health/ready") as server:
-        _drive(server.url, bodies, 0.0)
+    with (
+        started(command, "/health/ready") as server,
+        ProcessPoolExecutor(_PROCESSES, get_context("spawn")) as pool,
+    ):
+        _drive(pool, server.url, bodies, 0.0)  # which starts the processes, too
         before, began = tokens_served(server.url), time.monotonic()
-        answered = _drive(server.url, bodies, seconds)
+        answered = _drive(pool, server.url, bodies, seconds)
         elapsed = time.monotonic() - began
         tokens = tokens_served(server.url) - before
     mean = len(texts) / len(groups)
@@ -75,11 +78,10 @@ def _with_tokenizer(spec: ModelSpec, scratch: Path) -> Path:
     return own.parent
 
 
-def _drive(url: str, bodies: list[bytes], seconds: float) -> int:
+def _drive(pool: ProcessPoolExecutor, url: str, bodies: list[bytes], seconds: float) -> int:
     """How many requests were answered; a few at least."""
-    with ProcessPoolExecutor(_PROCESSES, get_context("spawn")) as pool:
-        shares = [bodies[number:] + bodies[:number] for number in range(_PROCESSES)]
-        return sum(pool.map(_clients, [url] * _PROCESSES, shares, [seconds] * _PROCESSES))
+    shares = [bodies[number:] + bodies[:number] for number in range(_PROCESSES)]
+    return sum(pool.map(_clients, [url] * _PROCESSES, shares, [seconds] * _PROCESSES))
 
 
 def _clients(url: str, bodies: Sequence[bytes], seconds: float) -> int:

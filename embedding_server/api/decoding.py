@@ -46,8 +46,7 @@ def _commas(body: bytes | bytearray) -> int:
     commas = body.count(b",")
     if commas < _MOST_VALUES:  # even with those in texts
         return commas
-    # A string's first quotation mark has no backslash before it, all marks inside it have one.
-    if body.count(b'"') - body.count(b'\\"') > 2 * _MOST_VALUES:
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # all quotation marks end a string
+    if plain.count(b'"') > 2 * _MOST_VALUES:
         return commas
-    outside = body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]
-    return sum(part.count(b",") for part in outside)
+    return sum(part.count(b",") for part in plain.split(b'"')[::2])

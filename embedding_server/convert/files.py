@@ -1,5 +1,6 @@
 """The files of a graph that lies on disk."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -21,35 +22,45 @@ def loaded(path: Path) -> onnx.ModelProto:
     onnx itself refuses weights that have hard links, which is how files of the hub are laid out.
     """
     model = bare(path)
-    try:
-        for tensor in model.graph.initializer:
-            said = {one.key: one.value for one in tensor.external_data}
-            if name := said.get("location"):
-                with (path.parent / name).open("rb") as file:
-                    file.seek(int(said.get("offset", 0)))
-                    tensor.raw_data = file.read(int(said.get("length", -1)))
-                tensor.ClearField("external_data")
-                tensor.data_location = onnx.TensorProto.DEFAULT
-    except OSError as exc:
-        raise ConvertError(f"{path}: {exc}") from exc
+    for tensor, name, offset, length in list(_outside(model)):
+        try:
+            with (path.parent / name).open("rb") as file:
+                file.seek(offset)
+                tensor.raw_data = file.read(length or -1)
+        except OSError as exc:
+            raise ConvertError(f"{path}: {exc}") from exc
+        if len(tensor.raw_data) < length:
+            raise ConvertError(f"{path}: {name} ends within {tensor.name}")
+        tensor.ClearField("external_data")
+        tensor.data_location = onnx.TensorProto.DEFAULT
     return model
 
 
-def extents(model: onnx.ModelProto) -> dict[str, int]:
-    """Names of files beside a graph -> how many bytes of them it uses, counted from their start."""
-    found: dict[str, int] = {}
-    for tensor in model.graph.initializer:
-        said = {one.key: one.value for one in tensor.external_data}
-        if name := said.get("location"):
-            end = int(said.get("offset", 0)) + int(said.get("length", 0))
-            found[name] = max(end, found.get(name, 0))
-    return found
+def beside(path: Path) -> list[Path]:
+    """The files that hold a graph's weights; raises `ConvertError`."""
+    return [path.parent / name for name in sorted({name for _, name, *_ in _outside(bare(path))})]
 
 
 def intact(path: Path) -> bool:
     """Whether a graph can be read and all of its weights are there."""
     try:
-        beside = extents(bare(path))
-        return all((path.parent / name).stat().st_size >= end for name, end in beside.items())
+        return all(
+            (path.parent / name).stat().st_size >= offset + length
+            for _, name, offset, length in _outside(bare(path))
+        )
     except (ConvertError, OSError):
         return False
+
+
+def _outside(model: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, str, int, int]]:
+    """Tensors that lie in other files, with the file's name, offset and length (0: to its end).
+
+    Raises:
+        ConvertError: a name leads out of the graph's directory.
+    """
+    for tensor in model.graph.initializer:
+        said = {one.key: one.value for one in tensor.external_data}
+        if name := said.get("location"):
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ConvertError(f"weights in {name}, which is not beside the graph")
+            yield tensor, name, int(said.get("offset", 0)), int(said.get("length", 0))

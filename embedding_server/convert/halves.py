@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from embedding_server.convert.build import MODEL_FILE, cached
 from embedding_server.convert.errors import ConvertError
-from embedding_server.convert.files import bare, extents, loaded
+from embedding_server.convert.files import beside, loaded
 from embedding_server.convert.hashes import content_hash
 from embedding_server.convert.norms import joined
 
@@ -56,7 +56,7 @@ def halved(path: Path, cache: Path) -> Path:
     Raises:
         ConvertError: it cannot be read, computes in whole numbers already, or has branches.
     """
-    files = [path, *(path.parent / name for name in sorted(extents(bare(path))))]
+    files = [path, *beside(path)]
     recipe = f"halves {_VERSION} {[content_hash(file, cache) for file in files]}"
 
     def build(out: Path) -> None:

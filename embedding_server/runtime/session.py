@@ -27,9 +27,10 @@ VERSION: str = ort.__version__
 _ARENA = "cpu:0"
 _NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory", "BFCArena")
 """What ONNX Runtime's errors say where memory ran out."""
-_NO_DEVICE = re.compile(r"CUDA failure (214|220|700|702|709|71[04-9])\b")
-"""CUDA's errors after which every further call fails: uncorrectable bits, and those of which CUDA
-says that the process must be terminated and relaunched (driver_types.h, cudaError)."""
+_NO_DEVICE = re.compile(r"CUDA failure (214|220|226|700|702|709|71[04-9]|721|810|911)\b")
+"""CUDA's errors after which every further call fails: uncorrectable bits, a context that is gone,
+and those of which CUDA says that the process must be terminated and relaunched (driver_types.h,
+cudaError)."""
 _OPSET, _IR_VERSION = 18, 9
 _FATAL_ONLY = 4
 """Errors are raised, and logged by whoever they reach; a run that was stopped is none."""
@@ -313,9 +314,14 @@ def _open(
         if name.endswith("_cache_path"):
             Path(value).mkdir(parents=True, exist_ok=True)  # ONNX Runtime makes no parents
     with translated(f"{path}: "):
-        if asked != CPU:
-            _require(asked, options, providers)
-        return _session(path, options, providers)
+        try:
+            session = _session(path, options, providers)
+        except Exception:
+            # A graph for CUDA cannot be opened by a CPU to find out.
+            _require(asked, _session(_nothing(), options, providers))
+            raise
+        _require(asked, session)
+        return session
 
 
 def _session(
@@ -325,12 +331,9 @@ def _session(
     return ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
 
 
-def _require(asked: str, options: ort.SessionOptions, providers: Providers) -> None:
-    """A library that cannot be loaded is only logged (onnxruntime#23612, #23372).
-
-    A graph for CUDA could not be opened to find out, so it is asked with one of nothing.
-    """
-    if (used := _session(_nothing(), options, providers).get_providers()[0]) != asked:
+def _require(asked: str, session: ort.InferenceSession) -> None:
+    """A library that cannot be loaded is only logged (onnxruntime#23612, #23372)."""
+    if (used := session.get_providers()[0]) != asked:
         raise FellBackError(
             f"{asked} was asked for, and ONNX Runtime fell back to {used}: see what"
             " `embedding-server doctor` says is missing"

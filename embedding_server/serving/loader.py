@@ -12,7 +12,12 @@ from embedding_server.convert import ConvertError
 from embedding_server.core import ModelSpec, Precision
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime import foreign
-from embedding_server.runtime.session import SessionError
+from embedding_server.runtime.session import (
+    DeviceLostError,
+    FellBackError,
+    OutOfMemoryError,
+    SessionError,
+)
 from embedding_server.runtime.tokenizer import TokenizerError
 from embedding_server.serving.batcher import Batcher
 from embedding_server.serving.calibration import calibrated
@@ -25,8 +30,11 @@ from embedding_server.serving.precision import chosen_here
 from embedding_server.serving.references import hold
 from embedding_server.serving.source import Source
 
-_AS_WIDE = (Precision.FP32, Precision.TF32)
+_AS_WIDE = (Precision.FP32, Precision.TF32, Precision.BF16)
 """A row that is not finite in these is not finite in fp32 either: the range is the same."""
+
+_OF_THE_DEVICE = (DeviceLostError, FellBackError, OutOfMemoryError)
+"""No other precision would help."""
 
 log = structlog.get_logger()
 
@@ -92,17 +100,20 @@ class Loader:
         except ModelFilesError as exc:
             raise LoadError(str(exc), retry=False) from exc
         except (ConvertError, TokenizerError, SessionError, CheckError) as exc:
+            if isinstance(exc, DeviceLostError):
+                self._device.lost = str(exc)
             raise LoadError(str(exc)) from exc
 
     def _proven(self, spec: ModelSpec) -> Model:
         """The model, in fp32 where the half precision that nobody asked for does not suit it."""
         try:
             return self._opened(spec)
-        except (ConvertError, CheckError) as exc:
-            if not chosen_here(spec, self._plan):
+        except (ConvertError, CheckError, SessionError) as exc:
+            if isinstance(exc, _OF_THE_DEVICE) or not chosen_here(spec, self._plan):
                 raise
             log.warning("model.stays_in_fp32", model=spec.id, reason=str(exc))
-            return self._opened(msgspec.structs.replace(spec, precision=Precision.TF32))
+        # Not above, where the exception keeps the first try's session.
+        return self._opened(msgspec.structs.replace(spec, precision=Precision.TF32))
 
     def _opened(self, spec: ModelSpec) -> Model:
         foreign_ids = foreign.load() if spec.token_ids == foreign.NAME else None
@@ -114,6 +125,8 @@ class Loader:
         try:
             apart = check(spec, items, session)
         except NeighboursError as exc:
+            if chosen_here(spec, self._plan):
+                raise
             # Graphs that quantise as they run take one scale for all of a batch.
             log.warning("model.runs_apart", model=spec.id, reason=str(exc))
             session = source.open(profile.way.threads, apart=True)

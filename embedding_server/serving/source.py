@@ -136,7 +136,7 @@ class Source:
     @property
     def fixed_threads(self) -> Threads | None:
         """What the settings, or a GPU, leave no choice about."""
-        if self._plan.reproducible or not self._plan.compute.on_cpu:
+        if self._plan.reproducible or not self.on_cpu:
             return Threads()
         wanted = min(self._plan.threads_per_run, self._cores)
         return Threads(wanted) if wanted else None
@@ -179,7 +179,7 @@ class Source:
 
     def exact(self) -> Session:
         """A session of the same model in fp32, on the same device if it has room."""
-        with suppress(SessionError):
+        with suppress(FellBackError, OutOfMemoryError):
             return self._in_fp32(self._plan.compute).open(Threads(), wide=False)
         return self.reference()
 
@@ -251,10 +251,10 @@ class Source:
         """Whether it has a quality: vectors of a reduced precision do."""
         return self.precision is not Precision.FP32 and self._spec.kind is Kind.DENSE
 
-    def quality(self) -> Quality:
-        """What the reduced precision is worth, against fp32."""
+    def quality(self, session: Session | None = None) -> Quality:
+        """What the reduced precision is worth, against fp32; `session` has one thread per run."""
+        session = session or self.open(Threads(), wide=False)
         exact = self.exact()
-        session = self.open(Threads(), wide=False)
         texts = [encoding.item for encoding in self.encoder.encode(JUDGEMENT)]
         rows, expected = (normalized(one.run(texts)) for one in (session, exact))
         cosines = np.vecdot(rows, expected)
@@ -347,11 +347,15 @@ class Source:
                 partial(self.open, wide=False), tried, self._cores, limit, seconds=half, quiet=quiet
             )
         session = self.open(way.threads, wide=False)
+        cost, quality = profiles.measure(session, limit, half, self._cores, quiet), None
+        if half and self.judged:
+            with suppress(OutOfMemoryError):  # of a GPU that holds it once
+                quality = self.quality(session if session.threads == Threads() else None)
         return Profile(
-            cost=profiles.measure(session, limit, half, self._cores, quiet),
+            cost=cost,
             way=way,
             seconds=2 * half,
-            quality=self.quality() if half and self.judged else None,
+            quality=quality,
             model=self._spec.id,
         )
 

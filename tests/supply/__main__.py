@@ -29,7 +29,7 @@ def audit(url: str) -> int:
         if not said.stdout:
             if _OUT_OF_REACH.search(said.stderr):
                 print(f"not audited: {url} is out of reach")
-                return 0
+                break
             print(said.stderr, file=sys.stderr)
             return 1
         found += json.loads(said.stdout)["dependencies"]
