@@ -72,10 +72,7 @@ def started(
     err: int | None = None,
 ) -> Iterator[Server]:
     """A server on a free port, once its path `ready` answers 200."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    began = time.monotonic()
+    port, began = free_port(), time.monotonic()
     process = subprocess.Popen([*command, "--port", str(port)], stdout=out, stderr=err)
     url = f"http://127.0.0.1:{port}"
     try:
@@ -84,6 +81,14 @@ def started(
     finally:
         process.terminate()
         process.wait(30)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _wait(url: str, process: "subprocess.Popen[bytes]") -> None:

@@ -133,6 +133,8 @@ def create_app(settings: Settings) -> App:
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        metrics.tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
         device.start()
         registry.start(preloaded)
         following = asyncio.create_task(keys.follow())

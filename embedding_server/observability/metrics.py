@@ -181,6 +181,7 @@ class Metrics:
         gauge = self._gauge
         self.ready = gauge("ready", "1 while readiness answers 200")
         self.draining = gauge("draining", "1 while the server shuts down")
+        self.tasks = gauge("event_loop_tasks", "Tasks on the event loop: requests' and our own")
         self.certificate = gauge(
             "certificate_expiry_timestamp_seconds",
             "When the TLS certificate's file expires, since 1970; 0 without TLS",

@@ -1,0 +1,1 @@
+"""`make soak`: an hour's mischief in twenty minutes, and nothing wrong, lost or left behind."""
