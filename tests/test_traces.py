@@ -199,6 +199,16 @@ async def test_wrong_requests(
     assert all(span.status.code == UNSET and not span.events for span in sink.spans)
 
 
+async def test_refused_before_the_first_stage(
+    serve: Serve, sink: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A call that got nowhere has no stages, and telling of it does not fail."""
+    async with traced(serve, sink) as client:
+        await client.post("/api/embed", json={"model": "gpt-5", "text": "a"})
+    assert [span.name for span in sink.spans] == ["embeddings", "POST /api/embed"]
+    assert not caplog.records  # the event loop's, of a callback that failed
+
+
 async def test_model_that_fails(serve: Serve, sink: Collector) -> None:
     """A failed run is an error of the run, the call and the request, without its message."""
     async with traced(serve, sink) as client:

@@ -135,7 +135,9 @@ def _log() -> Iterator[tuple[Counter[str], int]]:
                 except ValueError:
                     event = {"level": "error", "event": line.strip()[:200]}
                 if event["level"] not in ("debug", "info"):
-                    events[event["event"]] += 1
+                    name = event["event"]
+                    details = event.get("message"), event.get("exception")
+                    events[name if name in _EXPECTED else f"{name} {details}"] += 1
 
     reader = threading.Thread(target=count, daemon=True)
     reader.start()

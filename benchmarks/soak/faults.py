@@ -23,7 +23,7 @@ from benchmarks.soak.models import CONVERTED, CROSS, DEMO, SPARSE
 _ASKED = {CONVERTED: "native", CROSS: "native, rerank", SPARSE: "native, sparse"}
 """Models with weights of their own -> a kind of request to ask them."""
 _PATIENCE_SECONDS = 60.0
-_FLOOD = 60
+_FLOOD = 40
 _FEW_FILES_SECONDS = 4.0
 
 

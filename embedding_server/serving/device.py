@@ -271,10 +271,13 @@ class Device:
         """Stop the runs that hang; readiness says so until they have ended."""
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            for run in self._running:
-                if run.hung and not run.stop.called:
-                    log.error("run.hung", model=run.batcher.name, texts=len(run.entries))
-                    run.stop()
+            self._stop_hung()  # a call: here, the last run seen would outlive its model
+
+    def _stop_hung(self) -> None:
+        for run in self._running:
+            if run.hung and not run.stop.called:
+                log.error("run.hung", model=run.batcher.name, texts=len(run.entries))
+                run.stop()
 
     def _start_thread(self, loop: asyncio.AbstractEventLoop) -> threading.Thread:
         thread = threading.Thread(target=self._serve, args=(loop,), name="slot", daemon=True)
