@@ -7,7 +7,7 @@ FUZZER := .venv-fuzz/installed
 DEPLOY := .venv-deploy/installed
 
 .PHONY: run test test-all test-clients image-test fuzz lint format bench bench-gpu bench-overload \
-	bench-memory lock clean
+	bench-memory soak lock clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)
@@ -57,6 +57,10 @@ bench-overload: $(INSTALLED)
 
 bench-memory: $(INSTALLED)
 	$(BIN)/python -m benchmarks.memory
+
+# 20 minutes, or `make soak MINUTES=5`.
+soak: $(INSTALLED)
+	$(BIN)/python -m benchmarks.soak $(MINUTES)
 
 $(INSTALLED): requirements-dev.lock pyproject.toml
 	$(PYTHON) -m venv .venv
