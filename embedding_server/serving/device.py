@@ -91,7 +91,9 @@ class Run:
     def execute(self) -> None:
         """Run the batch on the calling thread.
 
-        An error of the session is kept; what is no `Exception` is kept and raised.
+        An error of the session is kept; what is no `Exception` is kept and raised. Its traceback is
+        not: this frame is in it, so run and error would hold each other, and with them the model,
+        until Python looks for cycles, which it hardly ever does here.
         """
         self.began = time.perf_counter()
         try:
@@ -102,7 +104,7 @@ class Run:
                 raise ValueError(f"{len(vectors)} vectors of {len(items)} inputs")  # noqa: TRY301
             self.vectors, self.finite = vectors, _finite(vectors)
         except BaseException as exc:
-            self.error = exc
+            self.error = exc.with_traceback(None)
             if not isinstance(exc, Exception):
                 raise
         finally:
