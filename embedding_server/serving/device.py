@@ -91,9 +91,9 @@ class Run:
     def execute(self) -> None:
         """Run the batch on the calling thread.
 
-        An error of the session is kept; what is no `Exception` is kept and raised. Its traceback is
-        not: this frame is in it, so run and error would hold each other, and with them the model,
-        until Python looks for cycles, which it hardly ever does here.
+        An error of the session is kept; what is no `Exception` is kept and raised. Tracebacks are
+        not, its own or of what caused it: this frame is in them, so run and error would hold each
+        other, and with them the model, until Python looks for cycles, which it hardly does here.
         """
         self.began = time.perf_counter()
         try:
@@ -105,6 +105,7 @@ class Run:
             self.vectors, self.finite = vectors, _finite(vectors)
         except BaseException as exc:
             self.error = exc.with_traceback(None)
+            exc.__cause__ = exc.__context__ = None
             if not isinstance(exc, Exception):
                 raise
         finally:
