@@ -85,7 +85,7 @@ class FakeSession:
                 break
             if stop and stop.called:
                 try:  # as ONNX Runtime's own error is the cause of ours
-                    raise RuntimeError("stopped")
+                    raise RuntimeError("stopped")  # noqa: TRY301
                 except RuntimeError as exc:
                     raise SessionError("stopped") from exc
         if sum(map(len, texts)) > self.room:

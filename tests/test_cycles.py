@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from embedding_server.runtime.session import OnnxSession, SessionError
-from embedding_server.serving.model import Model
+from embedding_server.serving.batcher import Batcher
 from tests.conftest import Client, Serve, parts_of
 from tests.fakes import FakeSession
 from tests.test_cancellation import BODY as CALL
@@ -94,6 +94,8 @@ async def _left(client: Client) -> None:
     for one in (waiting, running):
         one.hang_up()
         await one.task
+    while not parts_of(client).device.idle:  # the run is stopped
+        await asyncio.sleep(0.01)
     session.release()
 
 
@@ -125,7 +127,7 @@ async def test_nothing_keeps_an_unloaded_model(serve: Serve, end: str) -> None:
         registry = parts_of(client).engine.registry
         resident = registry.residents["tiny"]
         assert resident.model
-        gone = weakref.ref(resident.model)
+        gone = weakref.ref(resident.model.batcher)  # runs hold it, requests the model
         await registry.unload(resident.spec)
         await _until_gone(gone)
 
@@ -154,7 +156,7 @@ async def test_nothing_keeps_what_a_failed_load_had(
             await _until_gone(one)
 
 
-async def _until_gone(one: "weakref.ref[Model] | weakref.ref[OnnxSession]") -> None:
+async def _until_gone(one: "weakref.ref[Batcher] | weakref.ref[OnnxSession]") -> None:
     for _ in range(200):
         if one() is None:
             return
