@@ -1,6 +1,7 @@
 """Traces as a real OTLP collector gets them, from an application in this process."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -366,6 +367,14 @@ async def test_events_carry_ids(serve: Serve, capsys: pytest.CaptureFixture[str]
     assert f"trace_id={TRACE}" in plain[0]
     assert f"span_id={context.span_id:016x}" in plain[0]
     assert "trace_id" not in plain[1]
+
+
+def test_grpc_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Its errors, which may hold bytes of anything, do not get into the log."""
+    _, close = open_tracer(Settings(otel_enabled=True, otel_endpoint="http://127.0.0.1:1"))
+    logging.getLogger("grpc._cython.cygrpc").error("Invalid encoding on %s", b"\xff")
+    close()
+    assert not caplog.records
 
 
 def test_wrong_endpoint() -> None:

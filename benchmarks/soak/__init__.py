@@ -1,1 +1,1 @@
-"""`make soak`: an hour's mischief in twenty minutes, and nothing wrong, lost or left behind."""
+"""`make soak`: mixed clients, models that come and go, and faults, for twenty minutes."""

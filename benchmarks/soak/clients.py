@@ -195,15 +195,23 @@ class Crowd:
         model = ask.body["model"]
         self.asking[model] += 1
         self.http.headers.update(self.headers)
+        _, send = MANNERS[manner]
         try:
-            answer = await MANNERS[manner][1](self.http, ask, self.chance)
-        except httpx.TransportError as exc:
-            if not self.judge.lenient:
-                self.judge.fail(f"{name} {manner}: {exc!r}")
-            self.judge.counts[name, "broken"] += 1
-            return None
+            return await self._received(name, send(self.http, ask, self.chance))
         finally:
             self.asking[model] -= 1
+
+    async def _received(
+        self, name: str, sent: Awaitable[httpx.Response | None]
+    ) -> httpx.Response | None:
+        """An answer; None where there is none, which not every time may be so."""
+        try:
+            answer = await sent
+        except httpx.TransportError as exc:
+            if not self.judge.lenient:
+                self.judge.fail(f"{name}: {exc!r}")
+            self.judge.counts[name, "broken"] += 1
+            return None
         if answer is None:
             self.judge.counts[name, "left"] += 1
         return answer
@@ -238,30 +246,21 @@ class Crowd:
 
     async def _wrong(self, name: str) -> None:
         wrong = WRONG[name]
-        try:
-            answer = await self.http.post(
-                wrong.path,
-                content=wrong.body,
-                headers={**_JSON, **self.headers, **wrong.headers},
-            )
-        except httpx.TransportError as exc:
-            if not self.judge.lenient:
-                self.judge.fail(f"{name}: {exc!r}")
-            return
-        self.judge.counts["wrong requests", str(answer.status_code)] += 1
-        if answer.status_code not in (wrong.status, 503):
-            self.judge.fail(f"{name}: {answer.status_code} instead of {wrong.status}")
+        headers = {**_JSON, **self.headers, **wrong.headers}
+        sent = self.http.post(wrong.path, content=wrong.body, headers=headers)
+        answer = await self._received("wrong requests", sent)
+        if answer is not None:
+            self.judge.counts["wrong requests", str(answer.status_code)] += 1
+            if answer.status_code not in (wrong.status, 429, 503):
+                self.judge.fail(f"{name}: {answer.status_code} instead of {wrong.status}")
 
     async def _probe(self, path: str) -> None:
-        try:
-            answer = await self.http.get(path, headers=self.headers)
-        except httpx.TransportError as exc:
-            if not self.judge.lenient:
-                self.judge.fail(f"{path}: {exc!r}")
-            return
-        self.judge.counts["probes", str(answer.status_code)] += 1
-        if answer.status_code != 200:
-            self.judge.fail(f"{path}: {answer.status_code} {answer.text[:200]}")
+        sent = self.http.get(path, headers=self.headers)
+        answer = await self._received("probes", sent)
+        if answer is not None:
+            self.judge.counts["probes", str(answer.status_code)] += 1
+            if answer.status_code != 200:
+                self.judge.fail(f"{path}: {answer.status_code} {answer.text[:200]}")
 
 
 async def _post(

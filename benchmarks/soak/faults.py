@@ -177,7 +177,7 @@ def _broken(site: Site, model: str) -> Iterator[None]:
 async def _must_not_load(site: Site, model: str) -> None:
     """The model, and it alone, is refused with the reason."""
     answer = await site.crowd.once(_ASKED[model], model)
-    code = answer.json().get("code") if answer else None
+    code = None if answer is None else answer.json().get("code")
     if code != "MODEL_LOAD_ERROR":
         site.crowd.judge.fail(f"{model} is broken, and a request for it got {code}")
 
