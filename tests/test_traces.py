@@ -371,7 +371,8 @@ async def test_events_carry_ids(serve: Serve, capsys: pytest.CaptureFixture[str]
 
 def test_grpc_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
     """Its errors, which may hold bytes of anything, do not get into the log."""
-    _, close = open_tracer(Settings(otel_enabled=True, otel_endpoint="http://127.0.0.1:1"))
+    settings = Settings(allowed_embedding_models=(), otel_endpoint="http://127.0.0.1:1")
+    _, close = open_tracer(settings)
     logging.getLogger("grpc._cython.cygrpc").error("Invalid encoding on %s", b"\xff")
     close()
     assert not caplog.records
