@@ -8,7 +8,7 @@ DEPLOY := .venv-deploy/installed
 SUPPLY := .venv-supply/installed
 
 .PHONY: run test test-all test-clients image-test fuzz audit sbom lint format bench bench-gpu \
-	bench-overload bench-memory lock clean
+	bench-overload bench-memory soak lock clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)
@@ -67,6 +67,10 @@ bench-overload: $(INSTALLED)
 
 bench-memory: $(INSTALLED)
 	$(BIN)/python -m benchmarks.memory
+
+# 20 minutes, or `make soak MINUTES=5`.
+soak: $(INSTALLED)
+	$(BIN)/python -m benchmarks.soak $(MINUTES)
 
 $(INSTALLED): requirements-dev.lock pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -133,11 +133,11 @@ def create_app(settings: Settings) -> App:
         created=int(time.time()),
     )
     metrics.ready.set_function(lambda: parts.readiness.check().ready)
-
     keys = Keys(settings.api_keys)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        metrics.show_tasks(asyncio.get_running_loop())
         device.start()
         registry.start(preloaded)
         following = asyncio.create_task(keys.follow())

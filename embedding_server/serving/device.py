@@ -91,7 +91,9 @@ class Run:
     def execute(self) -> None:
         """Run the batch on the calling thread.
 
-        An error of the session is kept; what is no `Exception` is kept and raised.
+        An error of the session is kept; what is no `Exception` is kept and raised. Tracebacks are
+        not, its own or of what caused it: this frame is in them, so run and error would hold each
+        other, and with them the model, until Python looks for cycles, which it hardly does here.
         """
         self.began = time.perf_counter()
         try:
@@ -102,7 +104,8 @@ class Run:
                 raise ValueError(f"{len(vectors)} vectors of {len(items)} inputs")  # noqa: TRY301
             self.vectors, self.finite = vectors, _finite(vectors)
         except BaseException as exc:
-            self.error = exc
+            self.error = exc.with_traceback(None)
+            exc.__cause__ = exc.__context__ = None
             if not isinstance(exc, Exception):
                 raise
         finally:
@@ -275,10 +278,13 @@ class Device:
         """Stop the runs that hang; readiness says so until they have ended."""
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            for run in self._running:
-                if run.hung and not run.stop.called:
-                    log.error("run.hung", model=run.batcher.name, texts=len(run.entries))
-                    run.stop()
+            self._stop_hung()  # a call: here, the last run seen would outlive its model
+
+    def _stop_hung(self) -> None:
+        for run in self._running:
+            if run.hung and not run.stop.called:
+                log.error("run.hung", model=run.batcher.name, texts=len(run.entries))
+                run.stop()
 
     def _start_thread(self, loop: asyncio.AbstractEventLoop) -> threading.Thread:
         thread = threading.Thread(target=self._serve, args=(loop,), name="slot", daemon=True)

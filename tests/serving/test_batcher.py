@@ -1,6 +1,7 @@
 """Batcher and device with a fake session: order, sharing, failures, cancellation."""
 
 import asyncio
+import weakref
 from itertools import chain
 from typing import Any
 
@@ -129,6 +130,28 @@ async def test_hung_run_is_seen_and_stopped(monkeypatch: pytest.MonkeyPatch) -> 
             await request
     assert device.problem == ""
     assert device.idle
+    device.stop()
+
+
+async def test_nothing_keeps_a_run_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither slots nor the watch for hung runs hold the last one: its model would stay as long."""
+    monkeypatch.setattr(module, "_WATCH_SECONDS", 0.01)
+    device = Device(1, 64, MEMORY, Metrics("test"))
+    device.start()
+    session = FakeSession()
+    session.block()
+    line = batcher(device, session)
+    request = asyncio.create_task(line.embed([ids(3)]))
+    await started(session)
+    gone = weakref.ref(next(iter(device._running)))
+    await asyncio.sleep(0.1)  # it has been watched
+    session.release()
+    await request
+    for _ in range(500):
+        if gone() is None:
+            break
+        await asyncio.sleep(0.01)
+    assert gone() is None
     device.stop()
 
 
