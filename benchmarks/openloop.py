@@ -189,9 +189,16 @@ def running(order: Order) -> "Iterator[subprocess.Popen[bytes]]":
 
 
 def outcome(process: "subprocess.Popen[bytes]") -> Outcome:
-    """What came of it, once it has ended."""
+    """What came of it, once it has ended.
+
+    Raises:
+        RuntimeError: it did not end by itself.
+    """
     assert process.stdout
-    return msgspec.json.decode(process.stdout.read(), type=Outcome)
+    written = process.stdout.read()
+    if process.wait():
+        raise RuntimeError(f"the load generator ended with status {process.returncode}")
+    return msgspec.json.decode(written, type=Outcome)
 
 
 def send(order: Order) -> Outcome:
