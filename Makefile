@@ -5,9 +5,10 @@ INSTALLED := .venv/installed
 CLIENTS := .venv-clients/installed
 FUZZER := .venv-fuzz/installed
 DEPLOY := .venv-deploy/installed
+SUPPLY := .venv-supply/installed
 
-.PHONY: run test test-all test-clients image-test fuzz lint format bench bench-gpu bench-overload \
-	bench-memory lock clean
+.PHONY: run test test-all test-clients image-test fuzz audit sbom lint format bench bench-gpu \
+	bench-overload bench-memory soak lock clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)
@@ -19,7 +20,7 @@ test: $(INSTALLED)
 # Adds what needs Debian's chromium, chromium-driver, prometheus and nginx-light, the real clients, and
 # requests made up from our OpenAPI document. Kubernetes' schemas and a linter of Dockerfiles have an
 # environment of their own.
-test-all: $(INSTALLED) $(FUZZER) $(DEPLOY) test-clients
+test-all: $(INSTALLED) $(FUZZER) $(DEPLOY) $(SUPPLY) test-clients
 	$(BIN)/pytest -m "not gpu and not image"
 	$(BIN)/python -m tests.fuzz --examples 100
 
@@ -27,9 +28,18 @@ test-all: $(INSTALLED) $(FUZZER) $(DEPLOY) test-clients
 image-test: $(INSTALLED)
 	$(BIN)/pytest -m image
 
-# Requests made up from our OpenAPI document; see tests/fuzz.
+# Decoders, led by what they reach, and requests made up from our OpenAPI document; see tests/fuzz.
 fuzz: $(INSTALLED) $(FUZZER)
+	$(BIN)/python -m tests.fuzz.guided --seconds 30
 	$(BIN)/python -m tests.fuzz --examples 500
+
+# All that the locks pin against known vulnerabilities; says so where nobody can be asked.
+audit: $(INSTALLED) $(SUPPLY)
+	$(BIN)/python -m tests.supply audit
+
+# Bills of materials of both images, in dist/.
+sbom: $(INSTALLED) $(SUPPLY)
+	$(BIN)/python -m tests.supply sbom
 
 # The clients people have against a real server, in an environment of their own.
 test-clients: $(INSTALLED) $(CLIENTS)
@@ -58,6 +68,10 @@ bench-overload: $(INSTALLED)
 bench-memory: $(INSTALLED)
 	$(BIN)/python -m benchmarks.memory
 
+# 20 minutes, or `make soak MINUTES=5`.
+soak: $(INSTALLED)
+	$(BIN)/python -m benchmarks.soak $(MINUTES)
+
 $(INSTALLED): requirements-dev.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-dev.lock
@@ -79,6 +93,11 @@ $(DEPLOY): tests/deploy/requirements.lock
 	.venv-deploy/bin/python -m pip install --quiet --no-deps --require-hashes -r $<
 	touch $@
 
+$(SUPPLY): tests/supply/requirements.lock
+	$(PYTHON) -m venv .venv-supply
+	.venv-supply/bin/python -m pip install --quiet --no-deps --require-hashes -r $<
+	touch $@
+
 # Needs uv. No index address goes into a lock.
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-annotate --no-header
@@ -87,9 +106,11 @@ lock:
 		-o requirements-dev.lock
 	$(COMPILE) pyproject.toml --extra cpu -c requirements-dev.lock -o requirements-cpu.lock
 	$(COMPILE) pyproject.toml --extra cuda -o requirements-cuda.lock
+	echo hatchling | $(COMPILE) --no-config - -c requirements-dev.lock -o requirements-build.lock
 	$(COMPILE) --no-config tests/clients/requirements.in -o tests/clients/requirements.lock
 	$(COMPILE) --no-config tests/fuzz/requirements.in -o tests/fuzz/requirements.lock
 	$(COMPILE) --no-config tests/deploy/requirements.in -o tests/deploy/requirements.lock
+	$(COMPILE) --no-config tests/supply/requirements.in -o tests/supply/requirements.lock
 
 clean:
-	rm -rf .venv .venv-clients .venv-fuzz .venv-deploy
+	rm -rf .venv .venv-clients .venv-fuzz .venv-deploy .venv-supply .fuzz

@@ -21,6 +21,7 @@ import structlog
 
 from benchmarks.corpus import corpus
 from benchmarks.gpu_device import Card, Ceiling, Draw, ceiling, load_libraries
+from benchmarks.gpu_http import served
 from benchmarks.gpu_models import LENGTHS, SHAPES, TINY, Shape, batches, corpus_lengths, model
 from benchmarks.gpu_models import texts as ids_of
 from benchmarks.gpu_parity import parity
@@ -30,6 +31,7 @@ from embedding_server.core import normalized
 _RESULTS = Path(__file__).with_name("results-gpu.json")
 _NATURAL = "natural"
 _ERRORS = 3
+_HTTP_TIMES = 10
 _BATCHES = 3
 """So many batches of equally long texts make a pass."""
 
@@ -38,7 +40,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One way to run a model on texts of that length; `skipped` says why it has no numbers.
 
     `of_ceiling` is its share of the fp16 matmul rate that was measured; `cosine` the least one of
-    any text's vector with that of the first row.
+    any text's vector with that of the first row; `of_in_process`, over HTTP, the share of the best
+    way of ours in fp16.
     """
 
     model: str
@@ -48,6 +51,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     texts_per_second: float = 0.0
     of_ceiling: float | None = None
     cosine: float | None = None
+    of_in_process: float | None = None
     draw: Draw = Draw()
     skipped: str = ""
 
@@ -77,7 +81,8 @@ class Bench:
         self._card = Card()
         self._end = time.monotonic() + options.deadline
         self._provider = CPU if options.dry_run else CUDA
-        lengths, source = corpus_lengths(corpus(options.texts))
+        self._texts = corpus(options.texts)
+        lengths, source = corpus_lengths(self._texts)
         self._natural = lengths
         self.report = Report(
             machine=self._card.name + (f" ({self._card.why})" if self._card.why else ""),
@@ -132,7 +137,7 @@ class Bench:
         spec, self.report.weights[name] = model(name, shape, scratch)
         place = Place(spec, scratch, self._options.dry_run)
         print(f"\n{name}, {self.report.weights[name]}")
-        heads = ("tokens/s", "texts/s", "of ceiling", "cosine", "W", "MiB")
+        heads = ("tokens/s", "texts/s", "of ceiling", "cosine", "in process", "W", "MiB")
         print(f"{'':36}" + "".join(f"{head:>12}" for head in heads))
         longest = shape.positions
         loads = {str(length): [length] * self._count(length) for length in LENGTHS}
@@ -146,6 +151,42 @@ class Bench:
             if self._options.ways and not any(one in way_name for one in self._options.ways):
                 continue
             self._way(way_name, way, place, shape=shape, loads=split, expected=expected)
+        if self._options.http:
+            self._served(place)
+
+    def _served(self, place: Place) -> None:
+        """The natural corpus over HTTP."""
+        name = place.spec.id
+        row = Row(model=name, load=_NATURAL, way="server, 128 texts in base64")
+        try:
+            if time.monotonic() > self._end:
+                raise SkipError("out of time")  # noqa: TRY301 - said in the row like others
+            with self._card.drawing() as drawn:
+                found = served(
+                    place.spec,
+                    place.scratch,
+                    self._texts,
+                    _HTTP_TIMES * self._options.seconds,
+                    dry=place.dry,
+                )
+                draw = drawn()
+        except Exception as exc:  # noqa: BLE001 - as for other rows
+            self._add(msgspec.structs.replace(row, skipped=str(exc)[:300]))
+            return
+        inside = [
+            one.tokens_per_second
+            for one in self.report.rows
+            if (one.model, one.load) == (name, _NATURAL) and one.way.startswith("ours, fp16")
+        ]
+        rate = found.tokens_per_second
+        row = msgspec.structs.replace(
+            row,
+            tokens_per_second=rate,
+            texts_per_second=found.texts_per_second,
+            of_in_process=rate / max(inside) if inside else None,
+            draw=draw,
+        )
+        self._add(row)
 
     def _count(self, length: int) -> int:
         tokens: int = self._options.tokens
@@ -252,6 +293,7 @@ class Bench:
         cells = [f"{row.tokens_per_second:.0f}", f"{row.texts_per_second:.0f}"]
         cells.append("" if row.of_ceiling is None else f"{row.of_ceiling:.3f}")
         cells.append("" if row.cosine is None else f"{row.cosine:.6f}")
+        cells.append("" if row.of_in_process is None else f"{row.of_in_process:.3f}")
         cells += ["" if one is None else f"{one:.0f}" for one in (row.draw.watts, row.draw.memory)]
         print(name + "".join(f"{cell:>12}" for cell in cells), flush=True)
 
@@ -260,6 +302,7 @@ def _options(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with tiny shapes")
     parser.add_argument("--no-parity", dest="parity", action="store_false")
+    parser.add_argument("--no-http", dest="http", action="store_false")
     parser.add_argument("--models", nargs="*", help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--ways", nargs="*", help="rows whose name has one of these in it")
     parser.add_argument("--tokens", type=int, help="in a batch")

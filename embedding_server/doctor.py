@@ -16,9 +16,9 @@ from embedding_server.runtime.cores import quota, sums_bytes_exactly, usable_cor
 from embedding_server.runtime.machine import Library, Machine
 from embedding_server.runtime.providers import CPU, NAMES, Compute, missing, uses_tf32
 from embedding_server.serving.compute import compute_of
+from embedding_server.serving.plan import RunPlan
 from embedding_server.serving.precision import of_graph, tf32
 from embedding_server.serving.profile import device_name
-from embedding_server.serving.source import RunPlan
 from embedding_server.settings import Settings
 from embedding_server.table import show
 
@@ -132,11 +132,11 @@ def _precision(spec: ModelSpec, plan: RunPlan, provider: str) -> str:
     """What it would compute in; of a model whose files are elsewhere, what was asked for."""
     if not spec.located and not spec.file:
         return str(spec.precision or plan.precision or "auto")
-    precision = of_graph(spec, plan.precision, plan.qwen3)
+    precision = of_graph(spec, plan)
     if provider == CPU or precision is not Precision.FP32:
         return str(precision)
     card = plan.compute.machine.cards[0]
-    return str(Precision.TF32 if uses_tf32(card, tf32(spec, plan.precision)) else precision)
+    return str(Precision.TF32 if uses_tf32(card, tf32(spec, plan)) else precision)
 
 
 def _disk(cache: Path) -> Disk:

@@ -16,8 +16,9 @@ from embedding_server.runtime.tokenizer import TokenizerError
 from embedding_server.server import SWITCH_SECONDS
 from embedding_server.serving import profile as profiles
 from embedding_server.serving.compute import compute_of
+from embedding_server.serving.plan import RunPlan
 from embedding_server.serving.profile import Profile
-from embedding_server.serving.source import RunPlan, Source
+from embedding_server.serving.source import Source
 from embedding_server.serving.tuning import all_ways, frontier, settle, sweep
 from embedding_server.settings import Settings
 
@@ -38,17 +39,19 @@ def tune(settings: Settings, seconds: float) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)  # as in `serve`
     locate, models = Locator(settings), open_catalog(settings).models
     machine = look(settings.cuda_visible_devices)
-    plan = RunPlan.of(settings, compute_of(settings, machine, models.values()))
+    compute = compute_of(settings, machine, models.values())
+    plan, cores = RunPlan.of(settings, compute), settings.threads or usable_cores()
     for spec in models.values():
         try:
-            _tune(locate(spec), plan, settings.threads or usable_cores(), seconds)
+            _tune(locate(spec), plan, compute.slots or cores, seconds)
         except _KNOWN as exc:
             raise StartupError(f"{spec.id}: {exc}") from exc
 
 
 def _tune(spec: ModelSpec, plan: RunPlan, cores: int, seconds: float) -> None:
     source = Source(spec, plan, cores)
-    tried, open_session = all_ways(cores, source.fixed_threads), partial(source.open, wide=False)
+    open_session = partial(source.open, wide=False)
+    tried = all_ways(cores, source.fixed_threads, on_cpu=source.on_cpu)
     points = sweep(open_session, tried, cores, spec.max_tokens, seconds)
     measured = list(tqdm(points, desc=spec.id, total=len(tried), unit="point"))
     print(f"{'':32} {'batch':>7} {'tokens/s':>9} {'ms/batch':>9}")

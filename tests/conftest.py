@@ -9,11 +9,16 @@ from typing import Any, Protocol
 import httpx
 import pytest
 import pytest_asyncio
+from hypothesis import settings as generated
 
 from embedding_server.api.parts import Parts
 from embedding_server.app import App, create_app
 from embedding_server.settings import Settings
 from tests.tiny import write_model
+
+# How long an example takes says more about the machine than about us.
+generated.register_profile("untimed", deadline=None)
+generated.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

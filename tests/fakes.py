@@ -84,7 +84,10 @@ class FakeSession:
             if self._open or self._gate.acquire(timeout=0.01):
                 break
             if stop and stop.called:
-                raise SessionError("stopped")
+                try:  # as ONNX Runtime's own error is the cause of ours
+                    raise RuntimeError("stopped")  # noqa: TRY301
+                except RuntimeError as exc:
+                    raise SessionError("stopped") from exc
         if sum(map(len, texts)) > self.room:
             raise OutOfMemoryError("Failed to allocate memory")
         if any(self.poison in ids for ids in texts):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from embedding_server.catalog.local import read_directory
+from embedding_server.serving.plan import RunPlan
 from embedding_server.serving.profile import store
 from embedding_server.serving.references import store as store_reference
-from embedding_server.serving.source import RunPlan, Source
+from embedding_server.serving.source import Source
 from tests.test_conversion import run
 from tests.tiny import add_dense, write_model
 

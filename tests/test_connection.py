@@ -13,7 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
+from embedding_server.server.connection import Connection, Door
 from tests.process import Server, server
 
 
@@ -267,3 +270,40 @@ def test_a_flood_of_connections(models: Path, cache: Path) -> None:
         for each in held:
             each.close()
         assert one.until("/health/ready")
+
+
+class FakeTransport:
+    """A transport whose peer takes nothing."""
+
+    unsent = 0
+    aborted = False
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def test_unread_answers() -> None:
+    """An answer of which nothing is taken for half a minute ends its connection."""
+    config = uvicorn.Config(lambda: None, http="httptools", log_config=None, lifespan="off")
+    queue: Any = None  # nobody is refused
+    connection = Connection(config, ServerState(), {}, Door(10, queue, None))
+    transport: Any = FakeTransport()
+    connection.connection_made(transport)
+    for now, unsent, aborted in (
+        (0.0, 0, False),
+        (100.0, 0, False),
+        (101.0, 500, False),
+        (130.0, 500, False),
+        (131.0, 400, False),
+        (160.0, 400, False),
+        (162.0, 400, True),
+    ):
+        transport.unsent = unsent
+        connection.look(now)
+        assert transport.aborted is aborted, now

@@ -166,7 +166,7 @@ cpu        can be used
 providers  INFERENCE_PROVIDERS=auto: cuda, cpu (auto: Tesla T4, compute capability 7.5)
 
 id    provider               precision  file
-tiny  CUDAExecutionProvider  fp32       model.safetensors""",
+tiny  CUDAExecutionProvider  fp16       model.safetensors""",
     ),
     (
         machines.MIG,
@@ -182,7 +182,7 @@ providers  INFERENCE_PROVIDERS=auto: cuda, cpu (auto: NVIDIA A100-SXM4-80GB MIG 
 compute capability 8.0)
 
 id    provider               precision  file
-tiny  CUDAExecutionProvider  tf32       model.safetensors""",
+tiny  CUDAExecutionProvider  fp16       model.safetensors""",
     ),
     (
         machines.NO_CUDNN,
@@ -213,7 +213,7 @@ cpu        can be used
 providers  INFERENCE_PROVIDERS=auto: cuda, cpu (auto: NVIDIA H200, compute capability 9.0)
 
 id    provider               precision  file
-tiny  CUDAExecutionProvider  tf32       model.safetensors""",
+tiny  CUDAExecutionProvider  fp16       model.safetensors""",
     ),
 ]
 

@@ -11,7 +11,8 @@ from embedding_server.core import Ids, ModelSpec, Pooling, Precision, Rows, norm
 from embedding_server.runtime.cores import sums_bytes_exactly
 from embedding_server.runtime.session import OnnxSession, Session, Threads
 from embedding_server.runtime.tokenizer import Tokenizer
-from embedding_server.serving.source import RunPlan, Source
+from embedding_server.serving.plan import RunPlan
+from embedding_server.serving.source import Source
 
 GOLDENS = Path(__file__).parent / "goldens" / "minilm.npz"
 

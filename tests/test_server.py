@@ -1,11 +1,13 @@
 """The server as a process: start, signals, mistakes."""
 
+import gzip
 import json
 import re
 import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +17,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.process import COMMAND, Server, environment, server
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+from tests.process import COMMAND, Server, environment, free_port, server
 
 DEMO = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -205,6 +212,47 @@ def test_unloading_returns_memory() -> None:
         assert client.post("/api/embed", json=body).status_code == 200
 
 
+_LOSES_ITS_GPU = """
+import sys, threading
+from embedding_server import cli, server
+create_app = server.create_app
+def create(settings):
+    app = create_app(settings)
+    def lose():
+        sys.stdin.readline()
+        app.parts.device.lost = "CUDA failure 700: an illegal memory access was encountered"
+    threading.Thread(target=lose, daemon=True).start()
+    return app
+server.create_app = create
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_lost_device(models: Path, cache: Path) -> None:
+    """A GPU that is gone ends the process in order, with a status that has another one started."""
+    port = free_port()
+    flags = ["--model-path", str(models), "--allowed-embedding-models", "tiny"]
+    flags += ["--cache-dir", str(cache), "--hostname", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _LOSES_ITS_GPU, "serve", *flags],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process, Server(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        try:
+            client.process = process
+            client.until("/health/ready")
+            log, _ = process.communicate("lose it\n", timeout=20)
+            assert process.returncode == 1
+            assert [one for one in log.splitlines() if "device.lost" in one]
+            assert "server.stopped" in log
+        finally:
+            process.kill()
+
+
 def test_https(tmp_path: Path) -> None:
     """With a certificate the server speaks HTTPS, large answers included."""
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
@@ -229,3 +277,35 @@ def test_https(tmp_path: Path) -> None:
             )
             assert shown
             assert float(shown[1]) == pytest.approx(time.time() + 86400, abs=600)
+
+
+def bombs() -> Iterator[tuple[str, str, bytes]]:
+    """Names, encodings and bodies: a thousandth of what they become, and the last all values."""
+    plain = b'{"model":"tiny","input":"' + b"a" * (100 << 20) + b'"}'
+    packed = gzip.compress(plain)
+    yield "honest", "gzip", packed
+    yield "lying", "gzip", packed[:-4] + (1 << 20).to_bytes(4, "little")
+    yield "within the limit", "gzip", gzip.compress(plain[: 30 << 20])
+    no_size = {zstd.CompressionParameter.content_size_flag: 0}
+    yield "silent", "zstd", zstd.compress(plain, options=no_size)  # type: ignore[arg-type]
+    yield "honest", "zstd", zstd.compress(plain)
+    lists = b'{"model":"tiny","input":[' + b"[]," * 174_000 + b"[]]}"
+    yield "many values", "gzip", gzip.compress(lists)
+    yield "all values", "identity", lists * 60
+
+
+def test_bombs(models: Path, cache: Path) -> None:
+    """Bodies that become a thousand times their size, or many values, cost little."""
+    flags = ["--model-path", str(models), "--allowed-embedding-models", "tiny"]
+    with server(*flags, "--cache-dir", str(cache), "--warmup-ms", "0") as client:
+        client.until("/health/ready")
+        status = Path(f"/proc/{client.process.pid}/status")
+        for name, encoding, body in bombs():
+            Path(f"/proc/{client.process.pid}/clear_refs").write_text("5")  # forget the peak
+            before = resident_mb(client)
+            headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+            answer = client.post("/api/embed", content=body, headers=headers)
+            (peak,) = re.findall(r"VmHWM:\s+(\d+)", status.read_text())
+            grown = int(peak) / 1024 - before
+            assert answer.status_code in (400, 413)
+            assert grown < (150 if encoding == "identity" else 50), (name, encoding)

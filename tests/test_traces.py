@@ -1,6 +1,7 @@
 """Traces as a real OTLP collector gets them, from an application in this process."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -199,6 +200,16 @@ async def test_wrong_requests(
     assert all(span.status.code == UNSET and not span.events for span in sink.spans)
 
 
+async def test_refused_before_the_first_stage(
+    serve: Serve, sink: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A call that got nowhere has no stages, and telling of it does not fail."""
+    async with traced(serve, sink) as client:
+        await client.post("/api/embed", json={"model": "gpt-5", "text": "a"})
+    assert {span.name for span in sink.spans} == {"POST /api/embed", "embeddings"}
+    assert not caplog.records  # the event loop's, of a callback that failed
+
+
 async def test_model_that_fails(serve: Serve, sink: Collector) -> None:
     """A failed run is an error of the run, the call and the request, without its message."""
     async with traced(serve, sink) as client:
@@ -356,6 +367,15 @@ async def test_events_carry_ids(serve: Serve, capsys: pytest.CaptureFixture[str]
     assert f"trace_id={TRACE}" in plain[0]
     assert f"span_id={context.span_id:016x}" in plain[0]
     assert "trace_id" not in plain[1]
+
+
+def test_grpc_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Its errors, which may hold bytes of anything, do not get into the log."""
+    settings = Settings(allowed_embedding_models=(), otel_endpoint="http://127.0.0.1:1")
+    _, close = open_tracer(settings)
+    logging.getLogger("grpc._cython.cygrpc").error("Invalid encoding on %s", b"\xff")
+    close()
+    assert not caplog.records
 
 
 def test_wrong_endpoint() -> None:

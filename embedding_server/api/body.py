@@ -6,27 +6,24 @@ is called; `ApiRequest` lets Litestar decode JSON straight into the handler's `d
 """
 
 import asyncio
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
 from litestar import Request
 from litestar.datastructures import State
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPReceiveMessage, Message, Receive, Scope, Send
 
+from embedding_server.api.decoding import decoded
 from embedding_server.api.encodings import decompress, too_large, unpacked_size
 from embedding_server.api.middleware import header
-from embedding_server.errors import BadRequest, RequestTimeout, UnsupportedMediaType
+from embedding_server.errors import RequestTimeout, UnsupportedMediaType
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving.admission import AdmissionQueue
 
 _CHARGED_UNREAD = 1 << 20
 """Bytes of a body that are charged before any has arrived; more of them once they do."""
-_VALUE = re.compile(r"^(Invalid (?:enum )?value) .*?( - at `\$[^`]*`)?$", re.DOTALL)
-"""What msgspec says of a value that is none of those allowed: all of it but the value."""
 _UNPACKED_INLINE = 1 << 18
 """Bytes that are unpacked in less time than it takes to go to another thread."""
 PART_SECONDS = 10.0
@@ -43,18 +40,12 @@ class ApiRequest(Request[Any, Any, State]):
         return message["body"]
 
     async def json(self) -> Any:
-        """The decoded body, whose bytes are not kept; raises `BadRequest`."""
+        """The decoded body, whose bytes are not kept; raises as `decoded` does."""
         field, message = self.route_handler.parsed_data_field, await self.receive()
         assert field is not None
         assert message["type"] == "http.request"
         body, message["body"] = message["body"], b""
-        try:
-            return msgspec.json.decode(body, type=field.annotation)
-        except RecursionError as exc:
-            raise BadRequest("the JSON is nested too deeply") from exc
-        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
-            fault = _VALUE.sub(r"\1\2", str(exc))
-            raise BadRequest(f"the JSON body cannot be used: {fault}") from exc
+        return decoded(body, field.annotation)
 
 
 class ByteBudget:

@@ -1,7 +1,8 @@
 """Compressed bodies: unpacked piece by piece, and no further than is allowed.
 
 A thousandth of a body's length is enough to say it in gzip or zstd. Where the data say how long
-they are unpacked, and that is too much, next to nothing of them is unpacked.
+they are unpacked, and that is too much, next to nothing of them is unpacked. Beyond 512 KiB they
+may become a hundred times as long as they are: nothing but repetition becomes more.
 """
 
 import sys
@@ -18,6 +19,8 @@ from embedding_server.errors import BadRequest, PayloadTooLarge, UnsupportedMedi
 _INPUT, _PIECE = 1 << 16, 1 << 20
 _PROBED = 1 << 20
 """Bytes after which data that claim to be too large are believed; damaged ones end before."""
+_ANY_RATIO, _MOST_TIMES = 1 << 19, 100
+"""Bytes that every body may become, and how many times its own size if that is more."""
 _WINDOW_LOG = 23
 """RFC 9659: bodies in zstd need no more memory than 8 MiB to look back at."""
 
@@ -45,13 +48,14 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytearray:
 
     Raises:
         UnsupportedMediaType: another encoding.
-        PayloadTooLarge: it would be longer than `limit`.
+        PayloadTooLarge: it would be longer than `limit`, or too many times its own size.
         BadRequest: the data are damaged.
     """
     said = unpacked_size(body, encoding)
+    allowed = min(limit, max(_ANY_RATIO, _MOST_TIMES * len(body)))
     if said is None:
-        said = limit
-    bound = said if said <= limit else min(limit, _PROBED)
+        said = allowed
+    bound = said if said <= allowed else min(allowed, _PROBED)
     plain = bytearray()
     try:
         for piece in _known(encoding)[1](body):
@@ -62,9 +66,13 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytearray:
         raise _damaged(encoding, str(exc)) from exc
     if len(plain) <= bound:
         return plain
-    if bound < said or said == limit:
+    if bound == said < allowed:
+        raise _damaged(encoding, "it is longer than it says")
+    if allowed == limit:
         raise too_large(limit)
-    raise _damaged(encoding, "it is longer than it says")
+    raise PayloadTooLarge(
+        f"the body unpacks to over {_MOST_TIMES} times its size: send it without Content-Encoding"
+    )
 
 
 def _gzip_size(body: bytes) -> int:

@@ -76,11 +76,16 @@ class Guard:
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Go on within the client's limits, and tell it of them."""
-        client = client_of(scope)
+        client, charged = client_of(scope), 0
+
+        def charge() -> None:
+            nonlocal charged
+            charged, before = _tokens_run(), charged
+            self._limits.charge(client, charged - before)
 
         async def forward(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._limits.charge(client, _tokens_run())
+                charge()
                 message["headers"] = [*message["headers"], *self._limits.headers(client)]
             await send(message)
 
@@ -89,7 +94,10 @@ class Guard:
         except RateLimited as refusal:
             await self._refuse(scope, forward, refusal)
         else:
-            await self._admitted(scope, receive, forward)
+            try:
+                await self._admitted(scope, receive, forward)
+            finally:
+                charge()  # whoever leaves before its answer has had the work all the same
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Go on unless admission would not take it in."""
@@ -138,9 +146,9 @@ class Guard:
 
 
 def _tokens_run() -> int:
-    """Tokens that models have run for the request so far."""
+    """Tokens that went to be run for the request so far, whatever became of them."""
     trace = CURRENT.get()
-    return sum(call.usage.tokens for call in trace.calls if call.usage) if trace else 0
+    return sum(call.tokens for call in trace.calls) if trace else 0
 
 
 def _few_texts(message: ReceiveMessage) -> bool:

@@ -41,6 +41,8 @@ Inputs = Annotated[
     str | list[str | TokenId | list[TokenId]], Meta(extra_json_schema={"allOf": [NO_MIX]})
 ]
 """A text, several, token ids of one, or of several."""
+Given = str | Sequence[str | int | list[int]]
+"""The same, as handlers pass it on."""
 
 UNSUPPORTED = {"type": "null", "description": "not supported"}
 """The schema of a field that is refused with a better reason than its type."""
@@ -96,12 +98,12 @@ class VectorOptions(EmbedOptions, kw_only=True, frozen=True):
         )
 
 
-def texts_of(text: str | None, inputs: Inputs | None) -> list[str | Tokens]:
-    """The texts of a request, given as `text` or as `input`; raises `BadRequest`."""
+def either(text: str | None, inputs: Inputs | None) -> Given:
+    """What was given as `text` or as `input`; raises `BadRequest`."""
     given = inputs if text is None else text
     if given is None or (text is not None and inputs is not None):
         raise BadRequest("give either text or input")
-    return input_texts(given)
+    return given
 
 
 def checked_count(request: ApiRequest, inputs: Sized, public: int = 0) -> Sized:
@@ -122,10 +124,15 @@ def checked_documents(documents: Sized) -> Sized:
     return documents
 
 
-def input_texts(given: str | Sequence[str | int | list[int]]) -> list[str | Tokens]:
-    """The texts of an input; raises `BadRequest` where it mixes token ids with texts."""
+def checked_inputs(request: ApiRequest, given: Given, public: int = 0) -> list[str | Tokens]:
+    """The texts of an input; raises `BadRequest` where they are too many, or mixed with token ids.
+
+    `public` is as in `checked_count`.
+    """
     if isinstance(given, str):
         return [given]
+    if not given or not isinstance(given[0], int):
+        checked_count(request, given, public)
     ids = [one for one in given if isinstance(one, int)]
     if not ids:
         return [one if isinstance(one, str) else Tokens(cast(list[int], one)) for one in given]

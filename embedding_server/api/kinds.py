@@ -16,9 +16,10 @@ from embedding_server.api.inference import (
     Inputs,
     VectorOptions,
     checked_count,
+    checked_inputs,
+    either,
     respond,
     respond_with_vectors,
-    texts_of,
 )
 from embedding_server.api.parts import parts
 from embedding_server.core import Kind, Task, Vector
@@ -84,7 +85,7 @@ class ImageAnswer(msgspec.Struct):
 )
 async def embed_sparse(request: ApiRequest, data: JSONBody[SparseRequest]) -> ASGIResponse:
     """Sparse vectors of one text or several."""
-    texts = checked_count(request, texts_of(data.text, data.input))
+    texts = checked_inputs(request, either(data.text, data.input))
     answer = await parts(request).engine.embed(
         data.model, texts, data.options(request), (Kind.SPARSE,)
     )

@@ -1,8 +1,9 @@
 """Limits of each client's own, by key or else by address: requests and tokens a minute.
 
 Both are buckets that hold a minute's worth. A request is counted before it is let in, its tokens
-once they have run, when their number is known; so a client may owe tokens, and whoever owes some is
-refused until they have flowed in.
+when it is over and if they went to be run, whatever became of it: their number is known once they
+are tokenised, which nobody is before it is let in, and a guess would refuse who has enough. So a
+client may owe tokens, and whoever owes some is refused until they have flowed in.
 """
 
 import math
@@ -97,7 +98,7 @@ class RateLimits:
         self._requests.spend(client)
 
     def charge(self, client: str, tokens: int) -> None:
-        """Count the tokens of a request that has run."""
+        """Count the tokens of a request that went to be run."""
         self._tokens.charge(client, tokens)
 
     def headers(self, client: str) -> Sequence[tuple[bytes, bytes]]:

@@ -1,6 +1,5 @@
 """The native dialect: `/api/embed`, `/api/embed/batch`, `/api/rerank` and the model lists."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -14,21 +13,22 @@ from embedding_server.api.declared import INFERENCE, KINDS, MODEL, answers, exac
 from embedding_server.api.errors import Shape, native_error
 from embedding_server.api.inference import (
     EmbedOptions,
+    Given,
     Inputs,
     Model,
     Timeout,
     Top,
     VectorOptions,
-    checked_count,
     checked_documents,
+    checked_inputs,
     deadline,
+    either,
     respond,
     respond_with_vectors,
-    texts_of,
 )
 from embedding_server.api.middleware import client_of
 from embedding_server.api.parts import parts
-from embedding_server.core import Kind, Side, Task, Tokens
+from embedding_server.core import Kind, Side, Task
 from embedding_server.errors import BadRequest
 from embedding_server.serving.options import ONE_VECTOR, Options
 from embedding_server.serving.profile import Quality
@@ -48,9 +48,9 @@ class EmbedRequest(VectorOptions, kw_only=True, frozen=True):
     input: Inputs | None = None
     output: Literal["vector", "tokens"] = "vector"
 
-    def texts(self) -> list[str | Tokens]:
+    def texts(self) -> Given:
         """The texts to embed; raises `BadRequest`."""
-        return texts_of(self.text, self.input)
+        return either(self.text, self.input)
 
 
 class EmbedBatchRequest(VectorOptions, kw_only=True, frozen=True):
@@ -163,11 +163,11 @@ async def embed_batch(request: ApiRequest, data: JSONBody[EmbedBatchRequest]) ->
 
 
 async def _embed(
-    request: ApiRequest, data: EmbedRequest | EmbedBatchRequest, texts: Sequence[str | Tokens]
+    request: ApiRequest, data: EmbedRequest | EmbedBatchRequest, given: Given
 ) -> ASGIResponse:
     kinds = (Kind.MULTI,) if data.output == "tokens" else ONE_VECTOR
     answer = await parts(request).engine.embed(
-        data.model, checked_count(request, texts), data.options(request), kinds
+        data.model, checked_inputs(request, given), data.options(request), kinds
     )
     return await respond_with_vectors(request, data, answer)
 

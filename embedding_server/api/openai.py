@@ -16,9 +16,8 @@ from embedding_server.api.inference import (
     Inputs,
     Model,
     VectorOptions,
-    checked_count,
     checked_documents,
-    input_texts,
+    checked_inputs,
     plain_options,
     respond,
 )
@@ -114,7 +113,7 @@ def openai_error(error: ServiceError, _: str) -> tuple[int, FailureBody]:
 
 async def embeddings(request: ApiRequest, data: JSONBody[EmbeddingsRequest]) -> ASGIResponse:
     """Embed one text or several."""
-    texts = checked_count(request, input_texts(data.input), _MAX_INPUTS)
+    texts = checked_inputs(request, data.input, _MAX_INPUTS)
     answer = await parts(request).engine.embed(data.model, texts, data.options(request))
     body = json_object(
         object="list",

@@ -15,7 +15,7 @@ from embedding_server.api import fast, openai, tei
 from embedding_server.api.body import ApiRequest
 from embedding_server.api.declared import HEADERS, INFERENCE, MODEL, SHAPES, answers, any_of
 from embedding_server.api.errors import SHAPE
-from embedding_server.api.inference import Inputs, input_texts
+from embedding_server.api.inference import Inputs
 from embedding_server.api.parts import parts
 from embedding_server.core import Kind, ModelSpec, Precision, Task
 from embedding_server.errors import BadRequest
@@ -46,7 +46,7 @@ class EmbedRequest(tei.VectorOptions, kw_only=True, frozen=True):
 async def embed(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
     """One vector per text."""
     if data.inputs is not None:
-        return await tei.embed(request, input_texts(data.inputs), data.options(request), ONE_VECTOR)
+        return await tei.embed(request, data.inputs, data.options(request), ONE_VECTOR)
     if data.model_name is None:
         raise BadRequest("give inputs, or model_name and text")
     request.scope["state"][SHAPE] = fast.fast_error

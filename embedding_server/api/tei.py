@@ -21,11 +21,12 @@ from embedding_server.api.errors import Shape
 from embedding_server.api.inference import (
     NO_MIX,
     Dimensions,
+    Given,
     Inputs,
     TokenId,
     checked_count,
     checked_documents,
-    input_texts,
+    checked_inputs,
     plain_options,
     respond,
 )
@@ -43,7 +44,7 @@ from embedding_server.errors import (
     ServiceUnavailable,
     UnsupportedModel,
 )
-from embedding_server.serving.options import ONE_VECTOR, Input, Options
+from embedding_server.serving.options import ONE_VECTOR, Options
 
 MAX_INPUTS = 32
 """TEI's own limit."""
@@ -184,12 +185,12 @@ class DecodeRequest(msgspec.Struct, kw_only=True, frozen=True):
 
 
 async def embed(
-    request: ApiRequest, inputs: Sequence[Input], options: Options, kinds: tuple[Kind, ...]
+    request: ApiRequest, given: Given, options: Options, kinds: tuple[Kind, ...]
 ) -> ASGIResponse:
     """TEI's answer with what a model of one of these kinds makes of each input."""
     started, engine = time.perf_counter(), parts(request).engine
-    model = engine.default(Task.EMBED, kinds)
-    answer = await engine.embed(model, checked_count(request, inputs, MAX_INPUTS), options, kinds)
+    model, inputs = engine.default(Task.EMBED, kinds), checked_inputs(request, given, MAX_INPUTS)
+    answer = await engine.embed(model, inputs, options, kinds)
     body = await json_vectors(answer.vectors)
     headers = _headers(answer.usage, sum(map(len, inputs)), started)
     return await respond(request, body, model, len(inputs), answer.usage, headers=headers)
@@ -209,7 +210,7 @@ def _headers(usage: Usage, chars: int, started: float) -> dict[str, str]:
 )
 async def embed_all(request: ApiRequest, data: JSONBody[InputsRequest]) -> ASGIResponse:
     """A vector per token of each text, of a late-interaction model."""
-    return await embed(request, input_texts(data.inputs), data.options(request), (Kind.MULTI,))
+    return await embed(request, data.inputs, data.options(request), (Kind.MULTI,))
 
 
 @post(
@@ -220,7 +221,7 @@ async def embed_all(request: ApiRequest, data: JSONBody[InputsRequest]) -> ASGIR
 )
 async def embed_sparse(request: ApiRequest, data: JSONBody[InputsRequest]) -> ASGIResponse:
     """Weights of words."""
-    return await embed(request, input_texts(data.inputs), data.options(request), (Kind.SPARSE,))
+    return await embed(request, data.inputs, data.options(request), (Kind.SPARSE,))
 
 
 @post(
@@ -294,12 +295,9 @@ async def tokenize(request: ApiRequest, data: JSONBody[TokenizeRequest]) -> list
 @post("/decode", status_code=200, responses=answers(list[str]))
 async def decode(request: ApiRequest, data: JSONBody[DecodeRequest]) -> list[str]:
     """The text of each list of token ids."""
-    ids = [one for one in input_texts(data.ids) if isinstance(one, Tokens)]
+    ids = [one for one in checked_inputs(request, data.ids, MAX_INPUTS) if isinstance(one, Tokens)]
     return await parts(request).engine.detokenize(
-        any_model(request),
-        checked_count(request, ids, MAX_INPUTS),
-        plain_options(request),
-        skip_specials=data.skip_special_tokens,
+        any_model(request), ids, plain_options(request), skip_specials=data.skip_special_tokens
     )
 
 
@@ -328,7 +326,7 @@ class EmbedRequest(VectorOptions, kw_only=True, frozen=True):
 )
 async def embed_alone(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASGIResponse:
     """One vector per text."""
-    return await embed(request, input_texts(data.inputs), data.options(request), ONE_VECTOR)
+    return await embed(request, data.inputs, data.options(request), ONE_VECTOR)
 
 
 class RootRequest(VectorOptions, kw_only=True, frozen=True):
@@ -356,7 +354,7 @@ async def infer(request: ApiRequest, data: JSONBody[RootRequest]) -> ASGIRespons
     if isinstance(data.inputs, Sentences):
         return await similarities(request, data.inputs, data.parameters)
     if data.inputs is not None:
-        return await embed(request, input_texts(data.inputs), data.options(request), ONE_VECTOR)
+        return await embed(request, data.inputs, data.options(request), ONE_VECTOR)
     if data.query is None or data.texts is None:
         raise BadRequest("give inputs, or query and texts")
     return await reranked(request, data.query, data.texts, data)

@@ -17,9 +17,8 @@ from embedding_server.api.inference import (
     Inputs,
     Model,
     Top,
-    checked_count,
     checked_documents,
-    input_texts,
+    checked_inputs,
     plain_options,
     respond,
 )
@@ -131,7 +130,7 @@ async def embed_sparse(request: ApiRequest, data: JSONBody[EmbedRequest]) -> ASG
 
 
 async def _embed(request: ApiRequest, data: EmbedRequest, kinds: tuple[Kind, ...]) -> ASGIResponse:
-    texts = checked_count(request, input_texts(data.input))
+    texts = checked_inputs(request, data.input)
     engine = parts(request).engine
     answer = await engine.embed(data.model, texts, data.engine_options(request), kinds)
     body = await json_vectors(answer.vectors)

@@ -8,6 +8,7 @@ from embedding_server.convert.build import convert, convert_layers, model_type
 from embedding_server.convert.checkpoint import INDEX, WEIGHTS, stored_precision, weight_files
 from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.families import family_of
+from embedding_server.convert.files import intact
 from embedding_server.convert.graph import Target
 from embedding_server.convert.halves import halved
 from embedding_server.convert.hashes import content_hash
@@ -35,6 +36,7 @@ __all__ = [
     "convert_projections",
     "family_of",
     "halved",
+    "intact",
     "model_type",
     "origins",
     "require_weights",

@@ -52,6 +52,7 @@ def convert(
     int8: Int8 | None = None,
     progress: Progress | None = None,
     target: Target = "cpu",
+    computed: Precision | None = None,
 ) -> Path:
     """The ONNX graph of a model with safetensors, built on first use.
 
@@ -64,10 +65,11 @@ def convert(
     Args:
         spec: the model; its directory holds `config.json` and the weights.
         cache: the graph is kept in `<cache>/graphs/<content hash>/`.
-        rounded: the precision that weights are rounded to; CUDA computes in it.
+        rounded: the precision that weights are rounded to.
         int8: compute linear layers in 8 bits; for a CPU only.
         progress: told how far it is; None: the log is.
         target: the kind of provider that it is for.
+        computed: what it computes in on CUDA; None: as weights are rounded. A CPU has fp32 alone.
 
     Returns:
         Path of the ONNX file; the weights lie beside it.
@@ -91,11 +93,11 @@ def convert(
     if int8:
         words.append(f"int8 {int8.key} {int8.limit} {int8.fp32_share}")
 
+    reading = _reading(rounded, progress, target, computed)
     if target != "cpu":
-        words.append(target)
+        words += [target] if reading.held is rounded else [target, reading.held]
         if int8:
-            raise ConvertError("8-bit graphs are for a CPU")
-    reading = _reading(rounded, progress, target)
+            raise ConvertError("8-bit graphs are for a CPU: choose fp16")
 
     def build(out: Path) -> None:
         linear = _linear(spec, config, int8, out, reading)
@@ -130,8 +132,14 @@ def convert_layers(
     return out / MODEL_FILE
 
 
-def _reading(rounded: Precision, progress: Progress | None, target: Target) -> Reading:
-    return Reading(rounded, progress, rounded if target == "cuda" else Precision.FP32)
+def _reading(
+    rounded: Precision,
+    progress: Progress | None,
+    target: Target,
+    computed: Precision | None = None,
+) -> Reading:
+    held = computed or rounded if target == "cuda" else Precision.FP32
+    return Reading(rounded, progress, held)
 
 
 def cached(

@@ -15,6 +15,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from embedding_server.convert.build import MODEL_FILE, cached
 from embedding_server.convert.errors import ConvertError
+from embedding_server.convert.files import beside, loaded
 from embedding_server.convert.hashes import content_hash
 from embedding_server.convert.norms import joined
 
@@ -55,21 +56,11 @@ def halved(path: Path, cache: Path) -> Path:
     Raises:
         ConvertError: it cannot be read, computes in whole numbers already, or has branches.
     """
-    try:
-        bare = onnx.load(path, load_external_data=False)
-    except Exception as exc:  # protobuf's and onnx's exceptions share no base class
-        raise ConvertError(f"{path}: {exc}") from exc
-    places = {
-        one.value
-        for tensor in bare.graph.initializer
-        for one in tensor.external_data
-        if one.key == "location"
-    }
-    files = [path, *(path.parent / place for place in sorted(places))]
+    files = [path, *beside(path)]
     recipe = f"halves {_VERSION} {[content_hash(file, cache) for file in files]}"
 
     def build(out: Path) -> None:
-        model = in_half(onnx.load(path))
+        model = in_half(loaded(path))
         onnx.save_model(
             model, out / MODEL_FILE, save_as_external_data=True, location=f"{MODEL_FILE}_data"
         )

@@ -4,6 +4,7 @@ Labels are bounded: `model` takes names of the allow-list (`other` otherwise), `
 route templates, `reason` takes `REASONS`, `key` takes names of the settings' keys.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -181,6 +182,7 @@ class Metrics:
         gauge = self._gauge
         self.ready = gauge("ready", "1 while readiness answers 200")
         self.draining = gauge("draining", "1 while the server shuts down")
+        self.tasks = gauge("event_loop_tasks", "Tasks on the event loop: requests' and our own")
         self.certificate = gauge(
             "certificate_expiry_timestamp_seconds",
             "When the TLS certificate's file expires, since 1970; 0 without TLS",
@@ -311,6 +313,10 @@ class Metrics:
         for state in states:
             gauge = self.model_state.labels(model, state)
             gauge.set_function(lambda state=state: float(current() == state))  # type: ignore[misc]
+
+    def show_tasks(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Show from now on how many tasks an event loop has."""
+        self.tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type: OpenMetrics where `accept` asks for it."""

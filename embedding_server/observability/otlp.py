@@ -168,3 +168,5 @@ def _tame() -> None:
     logger.propagate = False
     if not any(isinstance(one, _Complaints) for one in logger.handlers):
         logger.handlers = [_Complaints()]
+    # The exporter says what failed; gRPC's own words may hold bytes from behind a message's end.
+    logging.getLogger("grpc").setLevel(logging.CRITICAL)

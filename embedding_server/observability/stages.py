@@ -74,12 +74,12 @@ class Call:
     """One call of the engine, as far as it got.
 
     `cold`: it had to wait for its model to load. `error` is a code or the name of a type, `reason`
-    a fixed word; both are empty where nothing went wrong.
+    a fixed word; both are empty where nothing went wrong. `tokens`: those that went to be run.
     """
 
     __slots__ = (
         "began", "cold", "ended", "error", "model", "operation", "reason", "runs", "starts",
-        "texts", "trace", "usage",
+        "texts", "tokens", "trace", "usage",
     )  # fmt: skip
 
     def __init__(self, operation: str, texts: int) -> None:
@@ -88,6 +88,7 @@ class Call:
         self.began, self.ended = time.perf_counter(), 0.0
         self.starts: dict[Stage, float] = {}
         self.cold = False
+        self.tokens = 0
         self.usage: Usage | None = None
         self.runs: list[tuple[Batch, int]] = []
         trace = CURRENT.get()

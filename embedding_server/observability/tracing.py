@@ -6,6 +6,7 @@ that of the catalogue. A model run has a span in the trace of each of its reques
 own, in a trace of its own; they link to each other.
 """
 
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -198,10 +199,10 @@ def _context(trace_id: int, own: int, *, is_remote: bool = False) -> SpanContext
 
 
 def _stages(call: Call, ended: float) -> Iterator[_Span]:
-    """The spans of a call's stages; the last of them is where it failed, if it did."""
+    """The spans of a call's stages, if it got so far; the last is where it failed, if it did."""
     starts = list(call.starts.items())
-    ends = [start for _, start in starts[1:]] + [ended]
-    for (stage, start), end in zip(starts, ends, strict=True):
+    ends = itertools.chain((start for _, start in starts[1:]), [ended])
+    for (stage, start), end in zip(starts, ends, strict=False):
         last = stage is starts[-1][0]
         error, reason = (call.error, call.reason) if last else ("", "")
         if stage is Stage.RUN:

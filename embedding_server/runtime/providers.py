@@ -6,7 +6,6 @@ CUDA and TensorRT were never run by these options yet; names and values are thos
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -30,8 +29,10 @@ Providers = Sequence[tuple[str, Options]]
 
 ON_CPU: Providers = ((CPU, {}),)
 
-_TF32_FROM = (8, 0)
-"""Compute capability: Ampere."""
+_AMPERE = (8, 0)
+"""Compute capability from which there are TF32 and bfloat16."""
+_IN_FLIGHT = 2
+"""While one batch runs, the next one is copied."""
 _LEAST = {13: (7, 5)}
 """Compute capability by CUDA's major version: onnxruntime-gpu 1.31.1 has machine code for 7.5, 8.0,
 8.6, 8.9, 9.0 and 12.0."""
@@ -103,7 +104,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 class Compute(msgspec.Struct, frozen=True, kw_only=True):
     """What all sessions have in common; the default is the CPU.
 
-    `sessions` share a GPU, with so many bytes of `weights`.
+    Every GPU has `sessions` on it, with so many bytes of `weights`.
     """
 
     choice: Choice = Choice()
@@ -120,7 +121,6 @@ class Compute(msgspec.Struct, frozen=True, kw_only=True):
             ProviderError: a provider that is named cannot be used.
         """
         most = sorted(sizes, reverse=True)[: settings.max_loaded_models or None]
-        cards = max(1, len(machine.cards))
         return cls(
             choice=choose(settings.providers, machine),
             wish=Wish(
@@ -130,8 +130,8 @@ class Compute(msgspec.Struct, frozen=True, kw_only=True):
                 cache=settings.cache_dir,
             ),
             machine=machine,
-            sessions=max(1, math.ceil(len(most) / cards)),
-            weights=sum(most) // cards,
+            sessions=max(1, len(most)),
+            weights=sum(most),
         )
 
     @property
@@ -148,9 +148,22 @@ class Compute(msgspec.Struct, frozen=True, kw_only=True):
         )
         return providers_of(self.choice, self.wish, self.machine, shared)
 
-    def where(self, device: int) -> str:
-        """The device that computes, by name; empty for the CPU."""
-        return "" if self.on_cpu else self.machine.cards[device].name
+    @property
+    def where(self) -> str:
+        """The kinds of devices that compute; empty for the CPU."""
+        cards = () if self.on_cpu else self.machine.cards
+        return ", ".join(sorted({card.name for card in cards}))
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether every device multiplies bfloat16."""
+        cards = () if self.on_cpu else self.machine.cards
+        return bool(cards) and all(card.capability >= _AMPERE for card in cards)
+
+    @property
+    def slots(self) -> int:
+        """Batches in flight on GPUs; 0: it is for the CPU's cores to say."""
+        return 0 if self.on_cpu else _IN_FLIGHT * len(self.machine.cards)
 
 
 def choose(names: Sequence[str], machine: Machine) -> Choice:
@@ -231,7 +244,7 @@ def _cuda(wish: Wish, machine: Machine, part: Part) -> Options:
     The latter leaves the attention kernel to what the device and the mask allow.
     `cudnn_conv_algo_search` is EXHAUSTIVE by default, which tries all algorithms for every new
     shape, and shapes are new all the time here. `do_copy_in_default_stream` 0 has data races
-    (onnxruntime#4829).
+    (onnxruntime#4829). `enable_skip_layer_norm_strict_mode` adds up in fp32.
     """
     return {
         "device_id": str(part.device),
@@ -240,6 +253,7 @@ def _cuda(wish: Wish, machine: Machine, part: Part) -> Options:
         "arena_extend_strategy": _STRATEGIES[wish.arena_strategy],
         "cudnn_conv_algo_search": "HEURISTIC",
         "do_copy_in_default_stream": "1",
+        "enable_skip_layer_norm_strict_mode": "1",
     }
 
 
@@ -261,7 +275,7 @@ def _tensorrt(wish: Wish, machine: Machine, part: Part) -> Options:
     return {
         "device_id": str(part.device),
         "trt_fp16_enable": str(part.precision is Precision.FP16),
-        "trt_bf16_enable": str(part.precision is Precision.BF16 and card.capability >= _TF32_FROM),
+        "trt_bf16_enable": str(part.precision is Precision.BF16 and card.capability >= _AMPERE),
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(_cached(wish, key)),
         "trt_timing_cache_enable": "True",
@@ -311,7 +325,7 @@ def uses_tf32(card: Card, wanted: bool | None) -> bool:  # noqa: FBT001 - three-
 
     ONNX Runtime's own default is on (cuda_execution_provider_info.h), so it is said either way.
     """
-    return card.capability >= _TF32_FROM and wanted is not False
+    return card.capability >= _AMPERE and wanted is not False
 
 
 def computes_in(providers: Providers, machine: Machine, part: Part) -> Precision:
@@ -338,13 +352,3 @@ def arena_limit(wish: Wish, machine: Machine, part: Part) -> int:
     whole = wish.arena_bytes or max(below - _CONTEXT_BYTES, below // 2)
     rest = whole - part.all_weights
     return whole if rest <= 0 else min(whole, part.weights + rest // part.sessions)
-
-
-def least_loaded(cards: Sequence[Card], resident: Mapping[int, int]) -> int:
-    """The number of the GPU that the next model goes to.
-
-    Args:
-        cards: to choose from.
-        resident: bytes of models by number of the GPU.
-    """
-    return min(cards, key=lambda card: (resident.get(card.number, 0), card.number)).number

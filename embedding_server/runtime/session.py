@@ -4,6 +4,7 @@ Sessions are called from the device's worker threads; they keep no state between
 threads may share one.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -25,6 +27,11 @@ VERSION: str = ort.__version__
 _ARENA = "cpu:0"
 _NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory", "BFCArena")
 """What ONNX Runtime's errors say where memory ran out."""
+_NO_DEVICE = re.compile(r"CUDA failure (214|220|226|700|702|709|71[04-9]|721|810|911)\b")
+"""CUDA's errors after which every further call fails: uncorrectable bits, a context that is gone,
+and those of which CUDA says that the process must be terminated and relaunched (driver_types.h,
+cudaError)."""
+_OPSET, _IR_VERSION = 18, 9
 _FATAL_ONLY = 4
 """Errors are raised, and logged by whoever they reach; a run that was stopped is none."""
 _WIDE_BELOW_BYTES, _PACKED_BELOW_BYTES = 512 << 20, 1 << 30
@@ -37,6 +44,10 @@ class SessionError(Exception):
 
 class OutOfMemoryError(SessionError):
     """The device has no room for this batch; a smaller one may do."""
+
+
+class DeviceLostError(SessionError):
+    """The GPU will not work again for this process."""
 
 
 class FellBackError(SessionError):
@@ -208,7 +219,7 @@ class OnnxSession:
         options = stop.options if stop else None
         if stop and stop.lean and self._arenas:
             stop.shrink(self._arenas)
-        with _translated():
+        with translated():
             (value,) = session.run([layout.output], layout.feeds(items), options)
             vectors = layout.vectors(value, items)
             if self._projections:
@@ -246,21 +257,25 @@ def outputs(path: Path, ids: Ids) -> dict[str, NDArray[np.float32]]:
     session = _open(path, _ONE_THREAD)
     feeds = Packed(_declared(session.get_inputs())).feeds([ids])
     names = [one.name for one in session.get_outputs()]
-    with _translated():
+    with translated():
         return dict(zip(names, session.run(names, feeds), strict=True))
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
-    """Turn whatever a run raises into a `SessionError`."""
+def translated(where: str = "") -> Iterator[None]:
+    """Turn what ONNX Runtime raises into a `SessionError`; its message begins with `where`."""
     try:
         yield
     except Exception as exc:  # ONNX Runtime's exceptions share no base class
-        raise (OutOfMemoryError if _no_memory(exc) else SessionError)(str(exc)) from exc
+        raise _kind(exc)(where + str(exc)) from exc
 
 
-def _no_memory(exc: Exception) -> bool:
-    return isinstance(exc, MemoryError) or any(words in str(exc) for words in _NO_MEMORY)
+def _kind(exc: Exception) -> type[SessionError]:
+    if isinstance(exc, SessionError):
+        return type(exc)
+    if isinstance(exc, MemoryError) or any(words in str(exc) for words in _NO_MEMORY):
+        return OutOfMemoryError
+    return DeviceLostError if _NO_DEVICE.search(str(exc)) else SessionError
 
 
 class _Weights:
@@ -298,16 +313,37 @@ def _open(
     for name, value in own.items():
         if name.endswith("_cache_path"):
             Path(value).mkdir(parents=True, exist_ok=True)  # ONNX Runtime makes no parents
-    try:
-        # Its Python code would print, and try other providers than these.
-        session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
-    except Exception as exc:  # ONNX Runtime's exceptions share no base class
-        text = f"{path}: {exc}"
-        raise (OutOfMemoryError if _no_memory(exc) else SessionError)(text) from exc
-    # A library that cannot be loaded is only logged (onnxruntime#23612, #23372).
+    with translated(f"{path}: "):
+        try:
+            session = _session(path, options, providers)
+        except Exception:
+            # A graph for CUDA cannot be opened by a CPU to find out.
+            _require(asked, _session(_nothing(), options, providers))
+            raise
+        _require(asked, session)
+        return session
+
+
+def _session(
+    graph: Path | bytes, options: ort.SessionOptions, providers: Providers
+) -> ort.InferenceSession:
+    # Its Python code would print, and try other providers than these.
+    return ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
+
+
+def _require(asked: str, session: ort.InferenceSession) -> None:
+    """A library that cannot be loaded is only logged (onnxruntime#23612, #23372)."""
     if (used := session.get_providers()[0]) != asked:
         raise FellBackError(
-            f"{path}: {asked} was asked for, and ONNX Runtime fell back to {used}: see what"
+            f"{asked} was asked for, and ONNX Runtime fell back to {used}: see what"
             " `embedding-server doctor` says is missing"
         )
-    return session
+
+
+def _nothing() -> bytes:
+    """A graph that gives what it takes."""
+    value = onnx.helper.make_tensor_value_info("none", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([], "nothing", [value], [value])
+    opset = onnx.helper.make_opsetid("", _OPSET)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION)
+    return bytes(model.SerializeToString())

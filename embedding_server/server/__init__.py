@@ -37,6 +37,8 @@ tenth of the event loop's time, most of it in what was imported once."""
 _BACKLOG = 2048
 _TICKS_PER_SWEEP = 10
 _GOODBYE_SECONDS = 1.0
+_DEVICE_LOST = 1
+"""Exit status that has an orchestrator start another process: only that gets a GPU back."""
 _OTHER_FILES = 512
 """Files that are open beside connections: models, libraries, and connections over the limit."""
 
@@ -96,6 +98,10 @@ class _Server(uvicorn.Server):
         """Called by uvicorn ten times a second; whether to stop."""
         if counter % _TICKS_PER_SWEEP == 0:
             sweep(self.server_state.connections)
+        if self._app.lost and not self._app.draining:
+            log.error("device.lost", error=self._app.lost)
+            self._app.drain()
+            self._stop()
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - its signature
@@ -161,6 +167,8 @@ def _serve(settings: Settings) -> None:
     )
     server.run(sockets=[listener])
     log.info("server.stopped")
+    if app.lost:
+        sys.exit(_DEVICE_LOST)
 
 
 def _allow_files(wanted: int) -> int:

@@ -133,7 +133,10 @@ class AdmissionQueue:
         gate = self._gate(lane)
         permit, started = Permit(self, gate, work), time.monotonic()
         if refusal := self.refused([lane], client, work):
-            raise refusal
+            try:
+                raise refusal
+            finally:
+                del refusal  # see `Run.execute`
         try:
             if gate.depth or not self._fits(gate):
                 permit.predicted_wait = self._wait_of(gate, client, work)
@@ -235,6 +238,8 @@ class AdmissionQueue:
                 message = f"no place became free within {self._timeout:g} s"
                 raise self.refusal("queue_timeout", message, work) from exc
             raise
+        finally:
+            del waiter  # whose future may hold what is raised: see `Run.execute`
 
     def _crowder(self, client: str) -> str | None:
         """Who has so much of the line that one place should go to `client`."""

@@ -41,6 +41,7 @@ class Job:
         """Whose they are, where that is traced."""
         self.vectors: list[Vector] = [_NOTHING] * texts
         self.missing = texts
+        self.failed = False
         self.exemplar = current_exemplar()
         """The request's."""
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -138,6 +139,8 @@ class Batcher:
                 schedule.remove(entry)
             self._device.stop_abandoned()
             raise
+        if job.failed:  # not the future's exception, which would hold its own traceback
+            raise RunError("the model failed on this input")
         return job.vectors
 
     def finish(self, run: Run, good: list[tuple[Entry, Vector]], failed: list[Entry]) -> None:
@@ -150,7 +153,8 @@ class Batcher:
                 job.done.set_result(None)
         for entry in failed:
             if not entry.job.done.done():
-                entry.job.done.set_exception(RunError("the model failed on this input"))
+                entry.job.failed = True
+                entry.job.done.set_result(None)
         # After those who were woken just now: they have waited long enough.
         asyncio.get_running_loop().call_soon(self.record, run)
 

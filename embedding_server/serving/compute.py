@@ -29,15 +29,19 @@ def compute_of(settings: Settings, machine: Machine, specs: Iterable[ModelSpec])
     return Compute.of(settings, machine, [_size(spec) for spec in specs if not spec.fastembed])
 
 
-def opened_with(compute: Compute, part: Part, max_tokens: int) -> tuple[Providers, Precision]:
-    """What a model's sessions are opened with, and what they then compute in."""
+def opened_with(compute: Compute, part: Part, max_tokens: int) -> list[tuple[Providers, Precision]]:
+    """What a model's session on each device is opened with, and what it then computes in."""
     if compute.on_cpu:
-        return ON_CPU, part.precision
+        return [(ON_CPU, part.precision)]
     if compute.choice.first == TENSORRT:
         shapes = changing(part.graph)
         part = msgspec.structs.replace(part, inputs=shapes, buckets=buckets(max_tokens))
-    providers = compute.providers(part)
-    return providers, computes_in(providers, compute.machine, part)
+    found = []
+    for card in compute.machine.cards:
+        one = msgspec.structs.replace(part, device=card.number)
+        providers = compute.providers(one)
+        found.append((providers, computes_in(providers, compute.machine, one)))
+    return found
 
 
 def _size(spec: ModelSpec) -> int:

@@ -22,7 +22,7 @@ import structlog
 from embedding_server.core import Precision, Vector, Vectors, values
 from embedding_server.observability.metrics import Metrics
 from embedding_server.observability.stages import Batch
-from embedding_server.runtime.session import OutOfMemoryError, Stop
+from embedding_server.runtime.session import DeviceLostError, OutOfMemoryError, Stop
 from embedding_server.serving.cost import Shape
 from embedding_server.serving.memory import MemoryGate
 from embedding_server.serving.schedule import Entry, Schedule
@@ -91,7 +91,9 @@ class Run:
     def execute(self) -> None:
         """Run the batch on the calling thread.
 
-        An error of the session is kept; what is no `Exception` is kept and raised.
+        An error of the session is kept; what is no `Exception` is kept and raised. Tracebacks are
+        not, its own or of what caused it: this frame is in them, so run and error would hold each
+        other, and with them the model, until Python looks for cycles, which it hardly does here.
         """
         self.began = time.perf_counter()
         try:
@@ -102,7 +104,8 @@ class Run:
                 raise ValueError(f"{len(vectors)} vectors of {len(items)} inputs")  # noqa: TRY301
             self.vectors, self.finite = vectors, _finite(vectors)
         except BaseException as exc:
-            self.error = exc
+            self.error = exc.with_traceback(None)
+            exc.__cause__ = exc.__context__ = None
             if not isinstance(exc, Exception):
                 raise
         finally:
@@ -186,6 +189,8 @@ class Device:
         self.memory = memory
         self.runs = 0
         """Runs started so far."""
+        self.lost = ""
+        """Why a GPU will not work again for this process; empty while it does."""
         self.schedule: Schedule[Batcher] = Schedule(max_batch_tokens)
         self._metrics = metrics
         self._retries: deque[Run] = deque()
@@ -205,6 +210,8 @@ class Device:
         """Why the device does not serve; empty while it does."""
         if not self._threads:
             return "the run slots are stopped"
+        if self.lost:
+            return "a GPU is lost, the server ends"
         hung = max((run.hung for run in self._running), default=0.0)
         return f"a model run hangs since {hung:.0f} s" if hung else ""
 
@@ -271,10 +278,13 @@ class Device:
         """Stop the runs that hang; readiness says so until they have ended."""
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            for run in self._running:
-                if run.hung and not run.stop.called:
-                    log.error("run.hung", model=run.batcher.name, texts=len(run.entries))
-                    run.stop()
+            self._stop_hung()  # a call: here, the last run seen would outlive its model
+
+    def _stop_hung(self) -> None:
+        for run in self._running:
+            if run.hung and not run.stop.called:
+                log.error("run.hung", model=run.batcher.name, texts=len(run.entries))
+                run.stop()
 
     def _start_thread(self, loop: asyncio.AbstractEventLoop) -> threading.Thread:
         thread = threading.Thread(target=self._serve, args=(loop,), name="slot", daemon=True)
@@ -298,6 +308,8 @@ class Device:
 
     def _finish(self, run: Run) -> None:
         del self._running[run]
+        if isinstance(run.error, DeviceLostError):
+            self.lost = str(run.error)
         if run.traced:
             error = type(run.error).__name__ if run.error else ""
             run.traced.end(run.began, run.seconds, error)

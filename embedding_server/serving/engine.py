@@ -328,6 +328,7 @@ class Engine:
                     message = f"{max(lengths)} tokens do not fit into the GPU's memory now"
                     raise self.queue.refusal("gpu_memory", message)
                 call.enter(Stage.RUN)
+                call.tokens = sum(lengths)
                 running = time.perf_counter()
                 items = [one.item for one in encodings]
                 vectors = await model.batcher.embed(items, options.client, call)
@@ -335,7 +336,7 @@ class Engine:
                 vectors = [one[..., : model.spec.dimensions] for one in vectors]
             call.usage = usage = Usage(
                 fingerprint=model.fingerprint,
-                tokens=sum(lengths),
+                tokens=call.tokens,
                 truncated=sum(one.truncated for one in encodings),
                 waited=permit.waited,
                 predicted=permit.predicted_wait,

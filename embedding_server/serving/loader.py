@@ -1,8 +1,6 @@
 """A `ModelSpec` -> a `Model` that has proved itself on this machine."""
 
 import threading
-import weakref
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
 
@@ -14,8 +12,12 @@ from embedding_server.convert import ConvertError
 from embedding_server.core import ModelSpec, Precision
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime import foreign
-from embedding_server.runtime.providers import least_loaded
-from embedding_server.runtime.session import Session, SessionError
+from embedding_server.runtime.session import (
+    DeviceLostError,
+    FellBackError,
+    OutOfMemoryError,
+    SessionError,
+)
 from embedding_server.runtime.tokenizer import TokenizerError
 from embedding_server.serving.batcher import Batcher
 from embedding_server.serving.calibration import calibrated
@@ -23,11 +25,16 @@ from embedding_server.serving.check import CheckError, NeighboursError, check
 from embedding_server.serving.device import Device
 from embedding_server.serving.kinds import probes
 from embedding_server.serving.model import Model
+from embedding_server.serving.plan import RunPlan
+from embedding_server.serving.precision import chosen_here
 from embedding_server.serving.references import hold
-from embedding_server.serving.source import RunPlan, Source
+from embedding_server.serving.source import Source
 
-_AS_WIDE = (Precision.FP32, Precision.TF32)
+_AS_WIDE = (Precision.FP32, Precision.TF32, Precision.BF16)
 """A row that is not finite in these is not finite in fp32 either: the range is the same."""
+
+_OF_THE_DEVICE = (DeviceLostError, FellBackError, OutOfMemoryError)
+"""No other precision would help."""
 
 log = structlog.get_logger()
 
@@ -67,8 +74,6 @@ class Loader:
         self._tokenizing = tokenizing
         self._metrics = metrics
         self._one_at_a_time = threading.Lock()
-        self._placed: weakref.WeakKeyDictionary[Session, int] = weakref.WeakKeyDictionary()
-        """The GPU of every session that is still alive."""
 
     def locate(self, spec: ModelSpec) -> ModelSpec:
         """The spec with its files on this machine; blocks.
@@ -90,39 +95,53 @@ class Loader:
             LoadError: a file is missing or damaged, or the model failed its self-check.
         """
         try:
-            foreign_ids = foreign.load() if spec.token_ids == foreign.NAME else None
             with self._one_at_a_time:
-                plan = self._place()
-                source = Source(spec, plan, self._device.cores)
-                runs = self._device.runs
-                profile = source.profile(
-                    quiet=lambda: self._device.idle and self._device.runs == runs
-                )
-                items = [one.item for one in source.encoder.encode(probes(spec))]
-                session = source.open(profile.way.threads)
-                try:
-                    apart = check(spec, items, session)
-                except NeighboursError as exc:
-                    # Graphs that quantise as they run take one scale for all of a batch.
-                    log.warning("model.runs_apart", model=spec.id, reason=str(exc))
-                    session = source.open(profile.way.threads, apart=True)
-                    apart = check(spec, items, session)
-                self._placed[session] = plan.device
-                hold(spec, source, session, items, apart)
-                calibration = calibrated(spec, source, session)
-                batcher = Batcher(
-                    spec.id,
-                    session,
-                    self._device,
-                    self._metrics,
-                    profile=profile,
-                    exact=None if session.precision in _AS_WIDE else source.exact,
-                )
-                batcher.ceiling.learn(session, source.encoder.max_tokens)
+                return self._proven(spec)
         except ModelFilesError as exc:
             raise LoadError(str(exc), retry=False) from exc
         except (ConvertError, TokenizerError, SessionError, CheckError) as exc:
+            if isinstance(exc, DeviceLostError):
+                self._device.lost = str(exc)
             raise LoadError(str(exc)) from exc
+
+    def _proven(self, spec: ModelSpec) -> Model:
+        """The model, in fp32 where the half precision that nobody asked for does not suit it."""
+        try:
+            return self._opened(spec)
+        except (ConvertError, CheckError, SessionError) as exc:
+            if isinstance(exc, _OF_THE_DEVICE) or not chosen_here(spec, self._plan):
+                raise
+            log.warning("model.stays_in_fp32", model=spec.id, reason=str(exc))
+        # Not above, where the exception keeps the first try's session.
+        return self._opened(msgspec.structs.replace(spec, precision=Precision.TF32))
+
+    def _opened(self, spec: ModelSpec) -> Model:
+        foreign_ids = foreign.load() if spec.token_ids == foreign.NAME else None
+        source = Source(spec, self._plan, self._device.cores)
+        runs = self._device.runs
+        profile = source.profile(quiet=lambda: self._device.idle and self._device.runs == runs)
+        items = [one.item for one in source.encoder.encode(probes(spec))]
+        session = source.open(profile.way.threads)
+        try:
+            apart = check(spec, items, session)
+        except NeighboursError as exc:
+            if chosen_here(spec, self._plan):
+                raise
+            # Graphs that quantise as they run take one scale for all of a batch.
+            log.warning("model.runs_apart", model=spec.id, reason=str(exc))
+            session = source.open(profile.way.threads, apart=True)
+            apart = check(spec, items, session)
+        hold(spec, source, session, items, apart)
+        calibration = calibrated(spec, source, session)
+        batcher = Batcher(
+            spec.id,
+            session,
+            self._device,
+            self._metrics,
+            profile=profile,
+            exact=None if session.precision in _AS_WIDE else source.exact,
+        )
+        batcher.ceiling.learn(session, source.encoder.max_tokens)
         return Model(
             spec,
             source.encoder,
@@ -134,14 +153,3 @@ class Loader:
             quality=profile.quality,
             calibration=calibration,
         )
-
-    def _place(self) -> RunPlan:
-        """The plan, with the GPU that has the fewest bytes of models."""
-        compute = self._plan.compute
-        if compute.on_cpu:
-            return self._plan
-        resident: Counter[int] = Counter()
-        for session, number in list(self._placed.items()):
-            resident[number] += session.resident_bytes
-        device = least_loaded(compute.machine.cards, resident)
-        return msgspec.structs.replace(self._plan, device=device)

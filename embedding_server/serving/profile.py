@@ -9,13 +9,15 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import structlog
 
-from embedding_server.runtime.session import Session
+from embedding_server.runtime.providers import CPU
+from embedding_server.runtime.session import OutOfMemoryError, Session
 from embedding_server.serving.cost import Cost, Shape
 from embedding_server.serving.tuning import Way, beside_load
 
@@ -32,7 +34,8 @@ _BATCHES: tuple[tuple[int, ...], ...] = (
     (500,),
 )
 """Lengths of texts, mixed as they come; batches over the model's limit are left out."""
-_ROUNDS = 5
+_ROUNDS, _TIMES_ON_GPU = 5, 16
+"""How often everything is run, and how much larger batches are on a GPU."""
 
 log = structlog.get_logger()
 
@@ -98,17 +101,19 @@ def measure(
         return Cost(padded=session.padded)
     deadline = time.monotonic() + seconds
     batches = [batch for batch in _BATCHES if max(batch) <= max_tokens] or [(max_tokens,)]
+    times = 1 if session.provider == CPU else _TIMES_ON_GPU
     best: dict[tuple[int, ...], float] = {}
     with beside_load(session, cores // session.threads.per_run - 1, max_tokens):
         for batch in itertools.chain.from_iterable(itertools.repeat(batches, _ROUNDS)):
-            items = [session.sample(length) for length in batch]
+            items = [session.sample(length) for length in batch] * times
             key = tuple(map(len, items))
             started = time.perf_counter()
-            session.run(items)
-            best[key] = min(best.get(key, np.inf), time.perf_counter() - started)
+            with suppress(OutOfMemoryError):
+                session.run(items)
+                best[key] = min(best.get(key, np.inf), time.perf_counter() - started)
             if time.monotonic() > deadline or not quiet():
                 break
-    return fit(best, padded=session.padded)
+    return fit(best, padded=session.padded) if best else Cost(padded=session.padded)
 
 
 def fit(measured: Mapping[tuple[int, ...], float], *, padded: bool) -> Cost:

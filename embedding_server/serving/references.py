@@ -5,14 +5,13 @@ a load with others of them is compared with what was there before.
 """
 
 import io
-import struct
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from embedding_server.core import Item, ModelSpec, Precision, Vector
 from embedding_server.runtime.providers import CPU
@@ -20,12 +19,6 @@ from embedding_server.runtime.session import Session
 from embedding_server.serving.check import CheckError, compare, run_apart
 from embedding_server.serving.profile import save
 from embedding_server.serving.source import Source
-
-_DAMAGED = (
-    *(ValueError, KeyError, EOFError, TypeError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
-)
-"""What numpy and zipfile raise."""
 
 log = structlog.get_logger()
 
@@ -51,7 +44,7 @@ def hold(
     expected: Sequence[Vector] | None = stored(path, vectors)
     if expected is None:
         plain = session.precision is Precision.FP32 and session.provider == CPU
-        expected = vectors if plain else run_apart(source.exact(), items)
+        expected = vectors if plain else run_apart(source.reference(), items)
         store(expected, path)
     try:
         compare(spec.kind, vectors, expected, session.precision)
@@ -64,14 +57,28 @@ def hold(
 def stored(path: Path, like: Sequence[Vector]) -> list[Vector] | None:
     """The references in `path`; None where there are none for vectors of this form."""
     try:
-        with np.load(io.BytesIO(path.read_bytes())) as archive:
-            found = [archive[f"arr_{index}"] for index in range(len(archive.files))]
+        found = list(arrays(path).values())
     except FileNotFoundError:
         return None
-    except (OSError, *_DAMAGED) as exc:
+    except (OSError, ValueError) as exc:
         log.warning("cache.unreadable", file=str(path), error=str(exc))
         return None
     return found if list(map(_form, found)) == list(map(_form, like)) else None
+
+
+def arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an npz file, in its order; objects in it are left alone.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    content = path.read_bytes()
+    try:
+        with np.load(io.BytesIO(content)) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as exc:  # numpy and zipfile raise what they like on damaged files
+        raise ValueError(f"{type(exc).__name__}: {exc}") from exc
 
 
 def store(vectors: Sequence[Vector], path: Path) -> None:

@@ -21,13 +21,16 @@ from embedding_server.convert import (
     convert,
     convert_layers,
     convert_projections,
+    halved,
+    intact,
     weight_files,
 )
 from embedding_server.core import Item, Kind, ModelSpec, Precision, Text, normalized
 from embedding_server.runtime.cores import sums_bytes_exactly
 from embedding_server.runtime.encoder import Encoder
 from embedding_server.runtime.layout import Packed
-from embedding_server.runtime.providers import CPU, Compute, Part, Providers
+from embedding_server.runtime.providers import CPU, CUDA, TENSORRT, Compute, Part, Providers
+from embedding_server.runtime.replicas import Replicas
 from embedding_server.runtime.session import (
     VERSION,
     FellBackError,
@@ -42,11 +45,11 @@ from embedding_server.runtime.session import (
 from embedding_server.serving import profile as profiles
 from embedding_server.serving.compute import opened_with
 from embedding_server.serving.kinds import calibrating, encoder_of, layout_of, probes
+from embedding_server.serving.plan import RunPlan
 from embedding_server.serving.precision import of_graph, tf32
 from embedding_server.serving.profile import Profile, Quality, device_name
 from embedding_server.serving.texts import CALIBRATION, JUDGEMENT
-from embedding_server.serving.tuning import Way, batch, best_way, ways
-from embedding_server.settings import Settings
+from embedding_server.serving.tuning import batch, best_way, ways
 
 _DECIDING = ("tokenizer.json", "preprocessor_config.json")
 _ROWS_PER_TEXT = 12
@@ -54,40 +57,6 @@ _COMPARED_TOKENS, _COMPARED_RUNS = 512, 5
 _LARGEST_COMPARED = 2 << 30
 _REFERENCES = 1
 """Raise it whenever the same files are to give other vectors."""
-
-
-class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """How models are to run, as the settings say.
-
-    `precision` None is fp32, and `qwen3` for safetensors of that family. `threads_per_run` 0 and
-    `warmup` (seconds) leave that to measurement. `device` is the number of the GPU, where `compute`
-    is on one.
-    """
-
-    cache: Path
-    precision: Precision | None = None
-    qwen3: Precision = Precision.BF16
-    reproducible: bool = False
-    threads_per_run: int = 0
-    warmup: float = 0.0
-    max_image_pixels: int = 1 << 24
-    compute: Compute = Compute()
-    device: int = 0
-
-    @classmethod
-    def of(cls, settings: Settings, compute: Compute = Compute()) -> "RunPlan":  # noqa: B008 - frozen
-        """As the settings say."""
-        auto = settings.precision == "auto"
-        return cls(
-            cache=settings.cache_dir,
-            precision=None if auto else Precision(settings.precision),
-            qwen3=Precision(settings.qwen3_dtype),
-            reproducible=settings.reproducible,
-            threads_per_run=settings.threads_per_run,
-            warmup=settings.warmup_ms / 1000,
-            max_image_pixels=settings.max_image_pixels,
-            compute=compute,
-        )
 
 
 class Source:
@@ -103,7 +72,7 @@ class Source:
         self, spec: ModelSpec, plan: RunPlan, cores: int, progress: Progress | None = None
     ) -> None:
         self._spec, self._plan = spec, plan
-        self.precision = of_graph(spec, plan.precision, plan.qwen3)
+        self.precision = of_graph(spec, plan)
         """What its graph computes in."""
         self._cores = cores
         self.encoder = encoder_of(spec, plan.max_image_pixels)
@@ -116,14 +85,8 @@ class Source:
         convertible = spec.kind is Kind.DENSE and any(
             (spec.directory / name).exists() for name in (WEIGHTS, INDEX)
         )
-        self._exported = bool(spec.file) and (exact or not convertible)
-        if spec.file and self._exported:
-            if not exact:
-                raise SessionError(
-                    f"{self.precision} needs {WEIGHTS}, {spec.id} is an exported graph: change"
-                    " INFERENCE_PRECISION, or its precision in INFERENCE_MODEL_CONFIG"
-                )
-            self._graph = spec.directory / spec.file
+        if spec.file and (exact or not convertible):
+            self._graph = self._in_precision(spec.directory / spec.file)
             self._layout = layout_of(spec, self.encoder)
             return
         self._layout = partial(Packed, pooling=spec.pooling)
@@ -131,8 +94,29 @@ class Source:
             if spec.kind is Kind.CROSS:
                 raise SessionError(f"int8 is not for cross-encoders: give {spec.id} another one")
             self._int8 = int8_graphs(self.encoder)
+        no_bf16 = self.precision is Precision.BF16 and not plan.compute.has_bf16
         self._graph = convert(
-            spec, plan.cache, rounded=self._rounded, int8=self._int8, progress=progress
+            spec,
+            plan.cache,
+            rounded=self._rounded,
+            int8=self._int8,
+            progress=progress,
+            target="cuda" if plan.compute.choice.first == CUDA else "cpu",
+            computed=Precision.FP32 if no_bf16 else None,
+        )
+
+    def _in_precision(self, graph: Path) -> Path:
+        """An exported graph of float32, as it is to be run."""
+        provider = self._plan.compute.choice.first
+        if self.precision is Precision.FP32:
+            return graph
+        if provider == TENSORRT and self.precision is not Precision.INT8:
+            return graph  # which it turns into what it is told to
+        if provider == CUDA and self.precision is Precision.FP16:
+            return halved(graph, self._plan.cache)
+        raise SessionError(
+            f"{self.precision} needs {WEIGHTS}, {self._spec.id} is an exported graph: change"
+            " INFERENCE_PRECISION, or its precision in INFERENCE_MODEL_CONFIG"
         )
 
     @property
@@ -143,22 +127,22 @@ class Source:
     @property
     def converted(self) -> Path | None:
         """The graph that was made of the model's weights; None: it came with one."""
-        return None if self._exported else self._graph
+        return self._graph if self._made else None
 
     def with_layers(self, out: Path) -> Path:
-        """The converted graph again, in the directory `out`: it gives every layer's states too."""
+        """The graph for a CPU again, in the directory `out`: it gives every layer's states too."""
         return convert_layers(self._spec, out, rounded=self._rounded, int8=self._int8)
 
     @property
     def fixed_threads(self) -> Threads | None:
         """What the settings, or a GPU, leave no choice about."""
-        if self._plan.reproducible or not self._plan.compute.on_cpu:
+        if self._plan.reproducible or not self.on_cpu:
             return Threads()
         wanted = min(self._plan.threads_per_run, self._cores)
         return Threads(wanted) if wanted else None
 
     def open(self, threads: Threads, *, wide: bool = True, apart: bool = False) -> Session:
-        """A session; a graph that cannot be opened is dropped and made anew next time.
+        """A session, on every GPU there is; a damaged graph is dropped and made anew next time.
 
         Args:
             threads: of a run.
@@ -170,35 +154,36 @@ class Source:
             from embedding_server.catalog.objects import ObjectSession  # noqa: PLC0415
 
             return ObjectSession(self._spec, threads)
-        providers, precision = self._providers
         try:
-            return OnnxSession(
-                self._graph,
-                self._cores if wide else threads.per_run,
-                threads,
-                layout=self._layout,
-                projections=self._projections,
-                precision=precision,
-                providers=providers,
-                reproducible=self._plan.reproducible or apart,
-            )
-        except (FellBackError, OutOfMemoryError):
-            raise  # which is not the graph's fault
-        except SessionError:
-            if self._opens_on_cpu():
-                raise
-            made = (None if self._exported else self._graph, self._projections)
-            for graph in filter(None, made):
-                shutil.rmtree(graph.parent, ignore_errors=True)
+            sessions = [
+                OnnxSession(
+                    self._graph,
+                    self._cores if wide else threads.per_run,
+                    threads,
+                    layout=self._layout,
+                    projections=self._projections,
+                    precision=precision,
+                    providers=providers,
+                    reproducible=self._plan.reproducible or apart,
+                )
+                for providers, precision in self._providers
+            ]
+        except SessionError as exc:
+            elsewhere = isinstance(exc, (FellBackError, OutOfMemoryError))
+            if not (intact(self._graph) and (elsewhere or not self.on_cpu)):
+                made = (self._graph if self._made else None, self._projections)
+                for graph in filter(None, made):
+                    shutil.rmtree(graph.parent, ignore_errors=True)
             raise
-
-    def _opens_on_cpu(self) -> bool:
-        """Whether it is the GPU that cannot open the graph."""
-        with suppress(SessionError):
-            return not self._plan.compute.on_cpu and bool(OnnxSession(self._graph, 1))
-        return False
+        return sessions[0] if len(sessions) == 1 else Replicas(sessions)
 
     def exact(self) -> Session:
+        """A session of the same model in fp32, on the same device if it has room."""
+        with suppress(FellBackError, OutOfMemoryError):
+            return self._in_fp32(self._plan.compute).open(Threads(), wide=False)
+        return self.reference()
+
+    def reference(self) -> Session:
         """A session of the same model in fp32, on the CPU and one thread."""
         return self._in_fp32().open(Threads(), wide=False)
 
@@ -228,9 +213,10 @@ class Source:
     @property
     def reference_path(self) -> Path | None:
         """Where fp32's vectors of the probes are kept; None for models over 2 GB."""
-        if sum(path.stat().st_size for path in _graph_files(self._graph)) > _LARGEST_COMPARED:
+        held_in_half = self.precision is not Precision.FP32 and not self._plan.compute.on_cpu
+        if self._bytes * (1 + held_in_half) > _LARGEST_COMPARED:
             return None
-        if self.precision is not Precision.FP32:
+        if self.precision is not Precision.FP32 or not self._plan.compute.on_cpu:
             return self._in_fp32().reference_path
         return self._vectors_path("references", self._content, probes(self._spec))
 
@@ -265,10 +251,10 @@ class Source:
         """Whether it has a quality: vectors of a reduced precision do."""
         return self.precision is not Precision.FP32 and self._spec.kind is Kind.DENSE
 
-    def quality(self) -> Quality:
-        """What the reduced precision is worth, against fp32."""
+    def quality(self, session: Session | None = None) -> Quality:
+        """What the reduced precision is worth, against fp32; `session` has one thread per run."""
+        session = session or self.open(Threads(), wide=False)
         exact = self.exact()
-        session = self.open(Threads(), wide=False)
         texts = [encoding.item for encoding in self.encoder.encode(JUDGEMENT)]
         rows, expected = (normalized(one.run(texts)) for one in (session, exact))
         cosines = np.vecdot(rows, expected)
@@ -279,31 +265,45 @@ class Source:
             speed=round(statistics.median(slow / fast for fast, slow in times), 2),
         )
 
-    def _in_fp32(self) -> "Source":
+    def _in_fp32(self, compute: Compute = Compute()) -> "Source":  # noqa: B008 - frozen
         spec = msgspec.structs.replace(self._spec, precision=Precision.FP32)
-        return Source(spec, msgspec.structs.replace(self._plan, compute=Compute()), 1)
+        return Source(spec, msgspec.structs.replace(self._plan, compute=compute), 1)
+
+    @property
+    def _bytes(self) -> int:
+        """Of the graph and its weights."""
+        return sum(path.stat().st_size for path in _graph_files(self._graph))
+
+    @property
+    def _made(self) -> bool:
+        """Whether the graph is ours, and can be made again."""
+        return self._graph != self._spec.directory / (self._spec.file or "")
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the model runs there."""
+        return self._plan.compute.on_cpu or bool(self._spec.fastembed)
 
     @cached_property
-    def _providers(self) -> tuple[Providers, Precision]:
-        """What sessions are opened with, and what they then compute in."""
+    def _providers(self) -> list[tuple[Providers, Precision]]:
+        """What the session on each device is opened with, and what it then computes in."""
         part = Part(
             graph=self._graph,
             content="" if self._plan.compute.on_cpu else self._content,
             precision=self.precision,
-            tf32=tf32(self._spec, self._plan.precision),
-            device=self._plan.device,
-            weights=sum(path.stat().st_size for path in _graph_files(self._graph)),
+            tf32=tf32(self._spec, self._plan),
+            weights=self._bytes,
         )
         return opened_with(self._plan.compute, part, self.encoder.max_tokens)
 
     @property
     def _where(self) -> str:
         """What computes, where it is a GPU: it decides the last bits, and how fast they come."""
-        if self._plan.compute.on_cpu or self._spec.fastembed:
+        if self.on_cpu:
             return ""
-        providers, precision = self._providers
+        (providers, precision), *_ = self._providers
         names = ",".join(name for name, _ in providers)
-        return f"{names} {self._plan.compute.where(self._plan.device)} {precision}"
+        return f"{names} {self._plan.compute.where} {precision}"
 
     @property
     def _identity(self) -> str:
@@ -341,18 +341,21 @@ class Source:
 
     def _measure(self, quiet: Callable[[], bool]) -> Profile:
         half, limit = self._plan.warmup / 2 * quiet(), self.encoder.max_tokens
-        way = Way(self.fixed_threads or Threads())
+        way, *_ = tried = ways(self._cores, self.fixed_threads, on_cpu=self.on_cpu)
         if half:
-            tried = ways(self._cores, self.fixed_threads)
             way = best_way(
                 partial(self.open, wide=False), tried, self._cores, limit, seconds=half, quiet=quiet
             )
         session = self.open(way.threads, wide=False)
+        cost, quality = profiles.measure(session, limit, half, self._cores, quiet), None
+        if half and self.judged:
+            with suppress(OutOfMemoryError):  # of a GPU that holds it once
+                quality = self.quality(session if session.threads == Threads() else None)
         return Profile(
-            cost=profiles.measure(session, limit, half, self._cores, quiet),
+            cost=cost,
             way=way,
             seconds=2 * half,
-            quality=self.quality() if half and self.judged else None,
+            quality=quality,
             model=self._spec.id,
         )
 

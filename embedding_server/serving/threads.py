@@ -5,7 +5,6 @@ import ctypes
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import TypeVar
 
 from embedding_server.core import ModelSpec
@@ -24,23 +23,25 @@ def release(models: list[Model | None]) -> None:
 
 
 async def in_daemon_thread(function: Callable[[ModelSpec], T], spec: ModelSpec) -> T:
-    """`function(spec)` on a thread of its own, which does not keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
+    """`function(spec)` on a thread of its own, which does not keep the process from ending.
 
-    def settle(set_outcome: Callable[[], None]) -> None:
-        if not future.done():
-            set_outcome()
+    What it raises is taken out of all that the frames in its traceback hold: see `Run.execute`.
+    """
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+    results: list[T] = []
+    errors: list[Exception] = []
 
     def work() -> None:
         try:
-            result = function(spec)
-            outcome = partial(future.set_result, result)
+            results.append(function(spec))
         except BaseException as exc:  # noqa: BLE001 - it is raised where it is awaited
-            error = exc if isinstance(exc, Exception) else LoadError(repr(exc))
-            outcome = partial(future.set_exception, error)
+            errors.append(exc if isinstance(exc, Exception) else LoadError(repr(exc)))
         with suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle, outcome)
+            loop.call_soon_threadsafe(done.set)
 
     threading.Thread(target=work, name="load", daemon=True).start()
-    return await future
+    await done.wait()
+    if errors:
+        raise errors.pop()
+    return results.pop()

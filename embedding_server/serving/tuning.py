@@ -15,14 +15,15 @@ from contextlib import contextmanager
 import msgspec
 
 from embedding_server.core import Item
-from embedding_server.runtime.session import Session, Spinning, Threads
+from embedding_server.runtime.session import OutOfMemoryError, Session, Spinning, Threads
 
 Open = Callable[[Threads], Session]
 """Opens the model's session with so many threads per run."""
 
 _LENGTHS = (12, 90, 18, 64, 24, 48, 32, 128)
-_SIZES = (256, 512, 1024)
-_LONG_SIZES = (128, 256, 512, 1024, 2048)
+_SIZES, _GPU_SIZES = (256, 512, 1024), (8192, 2048, 32768)
+"""Tokens per batch, the default first; those for GPUs are not measured yet."""
+_LONG_SIZES, _LONG_GPU_SIZES = (128, 256, 512, 1024, 2048), (1024, 2048, 4096, 8192, 16384, 32768)
 _LOOP_EVERY_SECONDS, _LOOP_BUSY_SECONDS = 3e-3, 3e-4
 """The event loop under single texts took 7 to 14 % of a core."""
 _GAIN = 1.1
@@ -43,17 +44,20 @@ class Point(msgspec.Struct, frozen=True):
     run_seconds: float
 
 
-def ways(cores: int, fixed: Threads | None) -> list[Way]:
+def ways(cores: int, fixed: Threads | None, *, on_cpu: bool = True) -> list[Way]:
     """What is tried at a first load, the default first; larger batches with its threads only."""
     first, *others = _threads(cores, fixed, [Spinning.NEVER])
-    return [Way(first, tokens) for tokens in _SIZES] + [Way(threads) for threads in others]
+    sizes = _SIZES if on_cpu else _GPU_SIZES
+    return [Way(first, tokens) for tokens in sizes] + [Way(threads) for threads in others]
 
 
-def all_ways(cores: int, fixed: Threads | None) -> list[Way]:
+def all_ways(cores: int, fixed: Threads | None, *, on_cpu: bool = True) -> list[Way]:
     """Everything there is to try, the default first."""
     first, *others = _threads(cores, fixed, [Spinning.NEVER, Spinning.ALWAYS])
-    tried = [Way(threads, tokens) for threads in (first, *others) for tokens in _LONG_SIZES]
-    return sorted(tried, key=lambda way: way != Way(first))
+    sizes = _LONG_SIZES if on_cpu else _LONG_GPU_SIZES
+    tried = [Way(threads, tokens) for threads in (first, *others) for tokens in sizes]
+    default, *_ = ways(cores, fixed, on_cpu=on_cpu)
+    return sorted(tried, key=lambda way: way != default)
 
 
 def _threads(cores: int, fixed: Threads | None, spinning: Sequence[Spinning]) -> list[Threads]:
@@ -85,6 +89,8 @@ def best_way(
             return candidates[0]
         if time.monotonic() >= deadline:
             break
+    if not points:
+        return min(candidates, key=lambda way: way.batch_tokens)
     return settle(open_session, points, cores, max_tokens, share)
 
 
@@ -119,7 +125,11 @@ def sweep(
     for threads, group in itertools.groupby(candidates, lambda way: way.threads):
         session = open_session(threads)
         for way in group:
-            yield measure(session, way, cores, max_tokens, seconds)
+            try:
+                point = measure(session, way, cores, max_tokens, seconds)
+            except OutOfMemoryError:
+                continue  # it is no choice
+            yield point
         del session  # before the next one is opened
 
 

@@ -140,7 +140,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rate_limit_tokens: Annotated[
         int,
         said(
-            "tokens per minute of the same, counted once they have run: who owes some gets 429;"
+            "tokens per minute of the same, counted when a request ends: who owes some gets 429;"
             " 0 = any",
             le=1 << 40,
         ),
@@ -196,7 +196,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         said(
             "what models compute in; `int8` is faster and less exact; `fp16` and `bf16` are what"
             " weights are rounded to; `tf32` is fp32 but for the GPU's matrix products; auto ="
-            " fp32, and tf32 on GPUs that have it"
+            " fp32 on a CPU, fp16 on GPUs"
         ),
     ] = "auto"
     qwen3_dtype: Annotated[
@@ -248,7 +248,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     threads: Annotated[
-        int, said("threads that run models; 0 = as many as cores we may use", le=1024)
+        int,
+        said(
+            "threads that run models, beside GPUs tokenise; 0 = as many as cores we may use",
+            le=1024,
+        ),
     ] = 0
     threads_per_run: Annotated[
         int, said("threads that share one model run; 0 = measured, usually 1", le=1024)

@@ -1,5 +1,6 @@
 """The way in: encodings, limits and damaged bodies."""
 
+import gc
 import gzip
 import json
 import sys
@@ -73,6 +74,15 @@ async def test_unknown_encoding_and_type(client: Client) -> None:
     assert answer.status_code == 200
 
 
+async def test_zstd_windows(client: Client) -> None:
+    """RFC 9659: a body whose reader would need more than 8 MiB to look back at is refused."""
+    for log, status in ((23, 200), (24, 400), (27, 400)):
+        stream = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: log})
+        body = stream.compress(BODY) + stream.flush()
+        answer = await post(client, body, content_encoding="zstd")
+        assert answer.status_code == status, answer.text
+
+
 async def test_size_limit(serve: Serve) -> None:
     """The limit holds for declared, streamed and decompressed sizes."""
 
@@ -93,6 +103,35 @@ async def test_size_limit(serve: Serve) -> None:
             assert answer.json()["code"] == "PAYLOAD_TOO_LARGE"
     async with serve(max_body_bytes=len(BODY) - 1) as client:
         assert (await client.post("/api/embed", content=stream(), headers=JSON)).status_code == 413
+
+
+async def test_repetition(client: Client) -> None:
+    """Beyond 512 KiB a body may become a hundred times as long as it is, and no longer."""
+    none = {zstd.CompressionParameter.content_size_flag: 0}
+    varied = "".join(map(str, range(300_000)))
+    for text, status in (("a" * 500_000, 200), ("a" * 1_000_000, 413), (varied, 200)):
+        plain = json.dumps({"model": "tiny", "input": text}).encode()
+        for encoding, body in (
+            ("gzip", gzip.compress(plain)),
+            ("zstd", zstd.compress(plain)),
+            ("zstd", zstd.compress(plain, options=none)),  # type: ignore[arg-type]
+        ):
+            answer = await post(client, body, content_encoding=encoding)
+            assert answer.status_code == status, answer.text
+            assert status == 200 or "over 100 times its size" in answer.json()["error"]
+        assert (await post(client, plain)).status_code == 200
+
+
+async def test_values(client: Client) -> None:
+    """No more values than anybody needs are made of a body; commas in texts are none."""
+    for values in (b"1,", b"[],", b'"a",', b'"\\\\",', b'"]" ,', b'{"a":0},'):
+        body = b'{"model":"tiny","input":[' + values * (1 << 19) + b"1]}"
+        answer = await client.post("/v1/embeddings", content=body, headers=JSON)
+        assert answer.status_code == 413, values
+        assert "over 524288 values" in answer.json()["error"]["message"]
+    body = json.dumps({"model": "tiny", "input": ['",\\,[],' * 300_000]}).encode()
+    assert (await post(client, body)).status_code == 200
+    assert gc.isenabled()
 
 
 async def test_byte_budget(client: Client) -> None:

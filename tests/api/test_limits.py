@@ -1,14 +1,17 @@
 """`INFERENCE_RATE_LIMIT` and `..._TOKENS`: what a key, or else an address, may have a minute."""
 
+import asyncio
+
 import httpx
 import pytest
 
 from embedding_server.api import limits
 from embedding_server.api.limits import RateLimit, RateLimits
 from embedding_server.errors import RateLimited
-from tests.api.dialects import ROUTES, failure
+from tests.api.dialects import ROUTES, failure, model_of
 from tests.conftest import Serve
-from tests.fakes import FakeClock
+from tests.fakes import FakeClock, FakeSession
+from tests.tiny import HIDDEN
 
 BODY = {"model": "tiny", "text": "a"}
 
@@ -202,6 +205,28 @@ async def test_tokens(serve: Serve) -> None:
         assert answer.headers["ratelimit-policy"] == '"tokens";q=12;w=60;qu="tokens"'
         assert (await client.post("/api/embed", json=BODY, headers=two)).status_code == 200
         assert (await client.get("/api/embedders", headers=one)).status_code == 200
+
+
+async def test_tokens_of_failures(serve: Serve) -> None:
+    """What went to be run is paid for by who did not wait for it, and nothing else is."""
+    async with serve(rate_limit_tokens=3, api_keys=("one", "two", "three")) as client:
+        one, two, three = ({"X-API-Key": key} for key in ("one", "two", "three"))
+        session = FakeSession(width=HIDDEN)
+        session.block()
+        model_of(client).batcher.session = session
+        late = await client.post("/api/embed", json=BODY | {"timeout_ms": 20}, headers=one)
+        assert late.status_code == 504
+        assert (await client.post("/api/embed", json=BODY, headers=one)).status_code == 429
+        leaving = asyncio.create_task(client.post("/api/embed", json=BODY, headers=two))
+        while 'tokenize_seconds_count{model="tiny"} 2.0' not in (await client.get("/metrics")).text:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        assert (await client.post("/api/embed", json=BODY, headers=two)).status_code == 429
+        wrong = await client.post("/api/embed", json=BODY | {"model": "none"}, headers=three)
+        assert (wrong.status_code, wrong.headers["ratelimit-remaining"]) == (400, "3")
+        session.release()
 
 
 async def test_limits_are_documented(serve: Serve) -> None:

@@ -1,5 +1,6 @@
 """What `/metrics` shows beyond counted requests: exemplars, keys, states, bounded labels."""
 
+import asyncio
 import re
 from pathlib import Path
 
@@ -119,6 +120,16 @@ def test_reasons_are_listed() -> None:
     refused = set(re.findall(r'refusal\(\s*"(\w+)"', text))
     assert refused | {"wait_too_long", "queue_full"} == set(REASONS)
     assert all(f'"{reason}"' in text for reason in REASONS)
+
+
+async def test_tasks_are_counted(client: Client) -> None:
+    """A task that goes on is one more on the event loop, until it ends."""
+    before = await value(client, "inference_event_loop_tasks")
+    task = asyncio.create_task(asyncio.sleep(60))
+    assert await value(client, "inference_event_loop_tasks") == before + 1
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await value(client, "inference_event_loop_tasks") == before
 
 
 async def test_models_and_slots_are_shown(client: Client) -> None:

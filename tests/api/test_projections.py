@@ -15,7 +15,8 @@ from embedding_server.catalog.description import ModelFilesError
 from embedding_server.catalog.local import complete, read_directory
 from embedding_server.runtime.session import SessionError, Threads
 from embedding_server.runtime.tokenizer import Tokenizer
-from embedding_server.serving.source import RunPlan, Source
+from embedding_server.serving.plan import RunPlan
+from embedding_server.serving.source import Source
 from tests.conftest import Client, Serve
 from tests.tiny import (
     HIDDEN,

@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from embedding_server.convert.files import loaded
+
 _DOMAIN = "lowered"
 
 _PACKED_ATTENTION = """
@@ -83,7 +85,7 @@ PackedMultiHeadAttention <num_heads: int = 1>
 
 def lowered(path: Path, out: Path) -> Path:
     """The graph at `path`, for a CPU, as the file `out`."""
-    model = onnx.load(path)
+    model = loaded(path)
     graph = model.graph
     nodes: list[onnx.NodeProto] = []
     halves = _halves(model)

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from embedding_server.convert import ConvertError, halved
+from embedding_server.convert import ConvertError, halved, intact
 from embedding_server.convert.halves import in_half
 from embedding_server.core import normalized
 from tests.tiny import HIDDEN, export, export_pooled, write_model
@@ -50,6 +50,38 @@ def test_exported(tmp_path: Path) -> None:
     ]
     assert sizes[1] < 0.55 * sizes[0]
     onnx.checker.check_model(half)
+
+
+def test_weights_beside_it(tmp_path: Path) -> None:
+    """They may have several links, as the hub's files have."""
+    path = export(write_model(tmp_path / "m")) / "onnx" / "model.onnx"
+    apart = tmp_path / "apart" / "model.onnx"
+    apart.parent.mkdir()
+    onnx.save_model(
+        onnx.load(path), apart, save_as_external_data=True, location="data", size_threshold=0
+    )
+    (tmp_path / "link").hardlink_to(apart.parent / "data")
+    feeds = batch([20, 3, 1])
+    assert np.array_equal(run(halved(apart, tmp_path), feeds), run(halved(path, tmp_path), feeds))
+    data = (apart.parent / "data").read_bytes()
+    (apart.parent / "data").write_bytes(data[:-8])
+    with pytest.raises(ConvertError, match="data ends within"):
+        halved(apart, tmp_path / "short")
+    (apart.parent / "data").unlink()
+    with pytest.raises(ConvertError, match="data"):
+        halved(apart, tmp_path / "other")
+
+
+@pytest.mark.parametrize("place", ["../secret", "/etc/hostname"])
+def test_weights_elsewhere(tmp_path: Path, place: str) -> None:
+    """A graph cannot have files read that do not lie beside it."""
+    path = export(write_model(tmp_path / "m")) / "onnx" / "model.onnx"
+    model = onnx.load(path)
+    onnx.external_data_helper.set_external_data(model.graph.initializer[0], place)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ConvertError, match="not beside the graph"):
+        halved(path, tmp_path)
+    assert not intact(path)
 
 
 def test_pooled_in_the_graph(tmp_path: Path) -> None:

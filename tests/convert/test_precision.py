@@ -12,7 +12,8 @@ from embedding_server.convert import ConvertError, convert, stored_precision
 from embedding_server.convert.checkpoint import Checkpoint, weight_files
 from embedding_server.core import Precision, normalized
 from embedding_server.runtime.session import OnnxSession, Threads
-from embedding_server.serving.source import RunPlan, Source
+from embedding_server.serving.plan import RunPlan
+from embedding_server.serving.source import Source
 from tests.convert.test_families import GOLDENS, Golden, inputs, run
 from tests.fakes import ids
 from tests.tiny import write_model

@@ -28,13 +28,41 @@ def test_dockerfiles() -> None:
 
 
 def test_images_are_alike() -> None:
-    """Both images run the same way: what follows their layers is the same."""
-    cpu, cuda = ((ROOT / f"Dockerfile.{kind}").read_text() for kind in ("cpu", "cuda"))
-    assert cpu.split("\nUSER ")[1] == cuda.split("\nUSER ")[1]
-    assert re.search(r"^ARG BASE=\S+:13\.\d+\.\d+-base-", cuda, re.MULTILINE)
-    lock = (ROOT / "requirements-cuda.lock").read_text()
-    assert re.search(r"^nvidia-cuda-runtime==13\.", lock, re.MULTILINE)
-    assert re.search(r"^nvidia-cudnn-cu13==", lock, re.MULTILINE)
+    """The CUDA image does all that the CPU image does, in its order, on a base with CUDA 13."""
+    cpu, cuda = (_instructions(kind) for kind in ("cpu", "cuda"))
+    rest = iter(cuda)
+    assert [line for line in cpu if line not in rest] == []
+    text = (ROOT / "Dockerfile.cuda").read_text()
+    assert re.search(r"^ARG BASE=\S+:13\.\d+\.\d+-base-", text, re.MULTILINE)
+
+
+def _instructions(kind: str) -> list[str]:
+    """A Dockerfile's lines without comments, and without what names its own base and lock."""
+    text = (ROOT / f"Dockerfile.{kind}").read_text()
+    text = re.sub(r"^ARG BASE=\S+", "ARG BASE=...", text, flags=re.MULTILINE)
+    text = text.replace(f"requirements-{kind}.lock", "requirements.lock")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def test_locks_are_alike() -> None:
+    """Both images have the same versions; CUDA's has CUDA 13 and cuDNN."""
+    cpu, cuda, build, dev = (_pinned(name) for name in ("cpu", "cuda", "build", "dev"))
+    assert cpu.keys() - cuda.keys() == {"fastembed", "onnxruntime"}
+    assert {name for name in cpu.keys() & cuda.keys() if cpu[name] != cuda[name]} == set()
+    assert {name for name, said in build.items() if dev[name] != said} == set()
+    for name in ("fastembed", "onnxruntime"):
+        assert cpu[name] == cuda[f"{name}-gpu"]
+    assert cuda["nvidia-cuda-runtime"][0].startswith("13.")
+    assert "nvidia-cudnn-cu13" in cuda
+
+
+def _pinned(lock: str) -> dict[str, list[str]]:
+    """The versions of every package; one may have several, for different versions of Python."""
+    text = (ROOT / f"requirements-{lock}.lock").read_text()
+    found: dict[str, list[str]] = {}
+    for name, version in re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE):
+        found.setdefault(name, []).append(version)
+    return found
 
 
 def test_unit_has_time_to_drain() -> None:

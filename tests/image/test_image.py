@@ -1,182 +1,144 @@
 """`Dockerfile.cpu`, really built and run: `make image-test`.
 
-It needs root and Debian's buildah and mmdebstrap, but no container engine and no registry: the base
-image is made here, under the tag that the Dockerfile names.
+It needs root, Debian's buildah and mmdebstrap, and util-linux, but no container engine and no
+registry: the base image is made here, under the tag that the Dockerfile names.
 """
 
-import json
 import os
 import re
 import signal
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from tests.process import free_port
+from tests.catalog.test_discover import files_of
+from tests.hub import LocalHub
+from tests.image.sandbox import OWN, Running, running
+from tests.image.store import ROOT, build, buildah, container, described, size
 from tests.tiny import write_model
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1200)]
 
-ROOT = Path(__file__).parent.parent.parent
-TAG = "embedding-server:image-test"
-UID = 10001
+TAG, BAKED, CONTEXT = (f"embedding-server:image-test{what}" for what in ("", "-baked", "-context"))
 MOST_BYTES = 700_000_000
-WRITABLE = ("cache", "tmp")
-FROM_HOST = os.environ.get("IMAGE_TEST_MOUNTS", "/etc/ssl/certs:/etc/pip.conf").split(":")
-"""What a build needs to reach a package index the way this machine does, as far as it is here."""
-
-
-def buildah(*args: str) -> str:
-    """What a command of buildah prints."""
-    command = ["buildah", *args]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+REPOSITORY = "some/body"
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> str:
+def image() -> str:
     """The image, built; its base too if it is not there."""
-    os.environ["BUILDAH_ISOLATION"] = "chroot"
-    base = re.search(r"^ARG BASE=(\S+)", (ROOT / "Dockerfile.cpu").read_text(), re.MULTILINE)
-    assert base
-    if base[1] not in buildah("images", "--format", "{{.Name}}:{{.Tag}}").split():
-        _make_base(base[1], tmp_path_factory.mktemp("base") / "base.tar")
-    mounts = [f"--volume={path}:{path}:ro" for path in FROM_HOST if Path(path).exists()]
-    options = ["--pull=never", "--format=docker", "--build-arg=VERSION=1.2.3", *mounts]
-    buildah("build", *options, "-f", str(ROOT / "Dockerfile.cpu"), "-t", TAG, str(ROOT))
+    build(TAG, VERSION="1.2.3", REVISION="abc")
     return TAG
-
-
-def _make_base(name: str, archive: Path) -> None:
-    suite = re.search(r":(\w+)-", name)
-    assert suite
-    subprocess.run(
-        ["mmdebstrap", "--quiet", "--variant=minbase", suite[1], str(archive)], check=True
-    )
-    container = buildah("from", "scratch")
-    buildah("add", "--quiet", container, str(archive), "/")
-    buildah("commit", "--quiet", container, name)
-    buildah("rm", container)
 
 
 @pytest.fixture(scope="module")
 def config(image: str) -> dict[str, Any]:
-    """What the image says of itself."""
-    found: dict[str, Any] = json.loads(buildah("inspect", "--type", "image", image))
-    docker: dict[str, Any] = found["Docker"]
-    return docker
+    """How the image says it is run."""
+    said: dict[str, Any] = described(image)["Docker"]["config"]
+    return said
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A directory with the model `tiny`, that every user may read."""
+    model = write_model(tmp_path / "own" / "tiny")
+    (model / "model.safetensors").chmod(0o644)
+    return model.parent
 
 
 def test_what_it_says(config: dict[str, Any]) -> None:
     """The entry point is the server itself, without a shell and without root."""
-    said = config["config"]
-    assert said["Entrypoint"] == ["embedding-server"]
-    assert said["Cmd"] == ["serve"]
-    assert said["User"] == f"{UID}:{UID}"
-    assert said["StopSignal"] == "SIGTERM"
-    assert said["Healthcheck"]["Test"] == ["CMD", "embedding-server", "healthcheck"]
-    assert list(said["Volumes"]) == ["/cache"]
-    assert list(said["ExposedPorts"]) == ["8090/tcp"]
-    assert said["Labels"]["org.opencontainers.image.version"] == "1.2.3"
+    assert config["Entrypoint"] == ["embedding-server"]
+    assert config["Cmd"] == ["serve"]
+    assert config["User"] == "10001:10001"
+    assert config["StopSignal"] == "SIGTERM"
+    assert config["Healthcheck"]["Test"] == ["CMD", "embedding-server", "healthcheck"]
+    assert list(config["Volumes"]) == ["/cache"]
+    assert list(config["ExposedPorts"]) == ["8090/tcp"]
+    labels = {name.rpartition(".")[2]: said for name, said in config["Labels"].items()}
+    assert labels["title"] == "embedding-server"
+    assert labels["licenses"] == "MIT"
+    assert labels["version"] == "1.2.3"
+    assert labels["revision"] == "abc"
 
 
 def test_its_size(image: str) -> None:
     """It is small enough."""
-    assert _size(image) < MOST_BYTES
+    assert size(image) < MOST_BYTES
 
 
-def _size(image: str) -> int:
-    (found,) = json.loads(buildah("images", "--json", image))
-    number, unit = re.fullmatch(r"([\d.]+) ([KMG]?B)", found["size"]).groups()  # type: ignore[union-attr]
-    return int(float(number) * {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}[unit])
-
-
-@contextmanager
-def container(image: str) -> Iterator[tuple[str, Path]]:
-    """A container of the image, and where its root directory is."""
-    name = buildah("from", "--pull=never", image)
-    try:
-        yield name, Path(buildah("mount", name))
-    finally:
-        buildah("rm", name)
-
-
-def test_it_serves(image: str, config: dict[str, Any], tmp_path: Path) -> None:
-    """It answers as uid 10001, is healthy, ends at SIGTERM and leaves no file where it may not."""
-    write_model(tmp_path / "tiny")
-    tmp_path.chmod(0o755)
-    port = free_port()
-    with container(image) as (name, root):
-        started = time.time()
-        env = {
-            "INFERENCE_ALLOWED_EMBEDDING_MODELS": "tiny",
-            "INFERENCE_MODEL_PATH": "/own",
-            "INFERENCE_PORT": str(port),
-            "INFERENCE_DRAIN_GRACE_MS": "100",
+def test_what_is_installed(image: str) -> None:
+    """The lock's versions and the server, nothing else; neither sources nor a package manager."""
+    lock = (ROOT / "requirements-cpu.lock").read_text()
+    pinned = set(re.findall(r"^([a-z0-9-]+)==(\S+)", lock, re.MULTILINE))
+    everywhere = set(re.findall(r"^([a-z0-9-]+)==(\S+) \\$", lock, re.MULTILINE))
+    with container(image) as (_, root):
+        (packages,) = (root / "opt/venv/lib").glob("python3*/site-packages")
+        found = {
+            (re.sub(r"[-_.]+", "-", one.name).lower(), one.version)
+            for one in distributions(path=[str(packages)])
         }
-        options = [f"--env={key}={value}" for key, value in env.items()]
-        options += [f"--volume={tmp_path}:/own:ro"]
-        entry = config["config"]["Entrypoint"] + config["config"]["Cmd"]
-        with subprocess.Popen(["buildah", "run", *options, name, "--", *entry]) as process:
-            _until_ready(process, port)
-            body = {"model": "tiny", "text": "the of and"}
-            answer = httpx.post(f"http://127.0.0.1:{port}/api/embed", json=body)
-            assert answer.status_code == 200
-            assert answer.json()["dimensions"] > 0
-            check = config["config"]["Healthcheck"]["Test"][1:]
-            buildah("run", *options, name, "--", *check)
-            (pid,) = [
-                one for one in _processes() if _environ(one).get("INFERENCE_PORT") == str(port)
-            ]
-            assert Path(f"/proc/{pid}").stat().st_uid == UID
-            os.kill(pid, signal.SIGTERM)
-            assert process.wait(timeout=20) == 0
-        assert _written(root, started) == []
-        assert list((root / "cache").rglob("*.onnx"))
+        assert not (root / "src").exists()
+        assert not list((root / "opt").glob("pip"))
+    (server,) = found - pinned
+    assert server[0] == "embedding-server"
+    assert everywhere <= found
 
 
-def _until_ready(process: "subprocess.Popen[bytes]", port: int) -> None:
-    for _ in range(600):
-        assert process.poll() is None
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/health/ready").is_success:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError("not ready within a minute")
+def test_context(tmp_path: Path) -> None:
+    """`.dockerignore` lets in what the Dockerfiles copy, and nothing else."""
+    dockerfile = tmp_path / "Dockerfile"
+    dockerfile.write_text("FROM scratch\nCOPY . /\n")
+    buildah("build", f"--tag={CONTEXT}", f"--file={dockerfile}", str(ROOT))
+    texts = [path.read_text() for path in ROOT.glob("Dockerfile.*")]
+    copied = {
+        word
+        for text in texts
+        for line in re.findall(r"^COPY ([^-].*)$", text, re.MULTILINE)
+        for word in line.split()[:-1]
+    }
+    with container(CONTEXT) as (_, root):
+        assert {path.name for path in root.iterdir()} == copied
+        assert not list(root.rglob("__pycache__"))
 
 
-def _processes() -> list[int]:
-    """Processes that run the server's command with Python."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (path / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"python" in words[0] and any(word.endswith(b"/embedding-server") for word in words):
-            found.append(int(path.name))
-    return found
+def test_it_serves(image: str, config: dict[str, Any], own: Path, tmp_path: Path) -> None:
+    """Process 1 is the server, as its user; it is healthy, answers, and ends well at SIGTERM.
+
+    All of that on a read-only root directory: it needs no file but those in /cache and /tmp.
+    """
+    env = {"INFERENCE_ALLOWED_EMBEDDING_MODELS": "tiny", "INFERENCE_MODEL_PATH": OWN}
+    with container(image) as (_, root), running(config, root, own, tmp_path, **env) as server:
+        assert server.writable() == {"/cache", "/tmp", "/proc"}  # noqa: S108 - the container's
+        assert server.status("NSpid") == [str(server.pid), "1"]
+        assert server.status("Uid") == ["10001"] * 4
+        assert server.status("CapEff") == ["0" * 16]
+        words = Path(f"/proc/{server.pid}/cmdline").read_bytes().decode().split("\0")
+        assert words[1:3] == ["/opt/venv/bin/embedding-server", "serve"]
+        _embed(server, "tiny")
+        check = config["Healthcheck"]
+        server.inside(*check["Test"][1:], seconds=check["Timeout"] / 1e9)
+        os.kill(server.pid, signal.SIGTERM)
+        assert server.process.wait(timeout=20) == 0
+    assert list((tmp_path / "cache").rglob("*.onnx"))
 
 
-def _environ(pid: int) -> dict[str, str]:
-    pairs = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+def _embed(server: Running, model: str) -> None:
+    answer = server.post("/api/embed", json={"model": model, "text": "the of and"})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["dimensions"] == 32
 
 
-def _written(root: Path, since: float) -> list[Path]:
-    """Files that were written outside of what is writable."""
-    kept = [root / name for name in (*WRITABLE, "proc", "sys", "dev", "run", "own")]
-    found = []
-    for path in root.rglob("*"):
-        if any(path == one or one in path.parents for one in kept) or path.is_symlink():
-            continue
-        if path.is_file() and path.stat().st_mtime >= since:
-            found.append(path)
-    return found
+def test_baked_in(config: dict[str, Any], image: str, own: Path, tmp_path: Path) -> None:
+    """Models of the build argument are served without a hub."""
+    with LocalHub() as hub:
+        hub.publish(REPOSITORY, files_of(own / "tiny"), lfs=("model.safetensors",))
+        build(BAKED, MODELS=REPOSITORY, HF_ENDPOINT=hub.url)
+    env = {"INFERENCE_ALLOWED_EMBEDDING_MODELS": REPOSITORY, "HF_HOME": "/models"}
+    with (
+        container(BAKED) as (_, root),
+        running(config, root, own, tmp_path, HF_HUB_OFFLINE="1", **env) as server,
+    ):
+        _embed(server, REPOSITORY)

@@ -10,7 +10,6 @@ from embedding_server.convert import convert
 from embedding_server.core import Precision
 from embedding_server.errors import ProviderError
 from embedding_server.runtime.machine import Machine, look, sonames
-from embedding_server.runtime.memory import Card
 from embedding_server.runtime.providers import (
     CPU,
     CUDA,
@@ -24,7 +23,6 @@ from embedding_server.runtime.providers import (
     arena_limit,
     choose,
     computes_in,
-    least_loaded,
     providers_of,
 )
 from embedding_server.runtime.session import FellBackError, OnnxSession
@@ -48,6 +46,7 @@ def cuda(device: int, limit: int, tf32: str, strategy: str = "kNextPowerOfTwo") 
         "arena_extend_strategy": strategy,
         "cudnn_conv_algo_search": "HEURISTIC",
         "do_copy_in_default_stream": "1",
+        "enable_skip_layer_norm_strict_mode": "1",
     }
 
 
@@ -172,9 +171,10 @@ def test_the_settings_reach_the_options() -> None:
     )
     compute = Compute.of(settings, machines.A100S, [1 << 20] * 4)
     part = Part(graph=PART.graph, device=1, weights=1 << 20)
-    limit = (1 << 20) + ((4 << 30) - (2 << 20)) // 2
+    limit = (1 << 20) + ((4 << 30) - (4 << 20)) // 4
     assert list(compute.providers(part)) == [(CUDA, cuda(1, limit, "1", "kSameAsRequested"))]
-    assert compute.where(1) == "NVIDIA A100-PCIE-40GB"
+    assert compute.where == "NVIDIA A100-PCIE-40GB, NVIDIA A100-SXM4-80GB"
+    assert (compute.slots, compute.has_bf16) == (4, True)
     assert Compute().providers(part) == ON_CPU
     limited = Settings(allowed_embedding_models=("a",), max_loaded_models=1, providers=("cuda",))
     assert Compute.of(limited, machines.H200, [5, 9, 7]).weights == 9
@@ -235,14 +235,6 @@ def test_tensorrt_computes_in_tf32_whatever_is_asked() -> None:
     machine, part = machines.H200_TENSORRT, Part(graph=PART.graph, tf32=False)
     given = providers_of(Choice(names=("tensorrt",)), WISH, machine, part)
     assert computes_in(given, machine, part) is Precision.TF32
-
-
-def test_the_least_loaded_card_is_next() -> None:
-    """Fewest resident bytes first, then the lower number."""
-    cards: tuple[Card, ...] = machines.A100S.cards
-    assert least_loaded(cards, {}) == 0
-    assert least_loaded(cards, {0: 5}) == 1
-    assert least_loaded(cards, {0: 5, 1: 6}) == 0
 
 
 def test_sizes_that_change(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """Batcher and device with a fake session: order, sharing, failures, cancellation."""
 
 import asyncio
+import weakref
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import pytest
 
+from embedding_server.core import Rows
 from embedding_server.observability.metrics import Metrics
+from embedding_server.runtime.session import DeviceLostError
 from embedding_server.serving import device as module
 from embedding_server.serving.batcher import Batcher, RunError
 from embedding_server.serving.cost import Shape
@@ -130,6 +133,28 @@ async def test_hung_run_is_seen_and_stopped(monkeypatch: pytest.MonkeyPatch) -> 
     device.stop()
 
 
+async def test_nothing_keeps_a_run_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither slots nor the watch for hung runs hold the last one: its model would stay as long."""
+    monkeypatch.setattr(module, "_WATCH_SECONDS", 0.01)
+    device = Device(1, 64, MEMORY, Metrics("test"))
+    device.start()
+    session = FakeSession()
+    session.block()
+    line = batcher(device, session)
+    request = asyncio.create_task(line.embed([ids(3)]))
+    await started(session)
+    gone = weakref.ref(next(iter(device._running)))
+    await asyncio.sleep(0.1)  # it has been watched
+    session.release()
+    await request
+    for _ in range(500):
+        if gone() is None:
+            break
+        await asyncio.sleep(0.01)
+    assert gone() is None
+    device.stop()
+
+
 async def test_abandoned_run_is_stopped(device: Device) -> None:
     """A run whose clients have all left ends; one that somebody still waits for goes on."""
     session = FakeSession()
@@ -178,6 +203,22 @@ async def test_dead_slot_is_replaced() -> None:
     assert metrics.total(metrics.slot_restarts) == 1
     assert device.problem == ""
     device.stop()
+
+
+class Broken(FakeSession):
+    """A session whose GPU is gone."""
+
+    def run(self, *_: object, **__: object) -> Rows:
+        """See `Session`."""
+        raise DeviceLostError("CUDA failure 700: an illegal memory access was encountered")
+
+
+async def test_lost_device(device: Device) -> None:
+    """Its requests fail, and the device does not serve any more."""
+    with pytest.raises(RunError):
+        await batcher(device, Broken()).embed([ids(3)])
+    assert device.lost.startswith("CUDA failure 700")
+    assert device.problem == "a GPU is lost, the server ends"
 
 
 async def test_one_wake_up_per_batch(device: Device) -> None:

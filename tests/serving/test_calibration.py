@@ -14,8 +14,9 @@ from embedding_server.catalog.local import read_directory
 from embedding_server.core import Ids, ModelSpec, Precision, Rows, normalized
 from embedding_server.runtime.session import Session, Stop, Threads
 from embedding_server.serving.calibration import Calibration, calibrated
+from embedding_server.serving.plan import RunPlan
 from embedding_server.serving.references import store
-from embedding_server.serving.source import RunPlan, Source
+from embedding_server.serving.source import Source
 from embedding_server.serving.texts import CALIBRATION, JUDGEMENT
 from tests.api.test_own_kinds import write_all
 from tests.conftest import Serve, parts_of

@@ -14,8 +14,9 @@ from embedding_server.core import Ids, ModelSpec, Precision, Rows
 from embedding_server.runtime.session import SessionError, Stop, Threads
 from embedding_server.serving.check import CheckError, check
 from embedding_server.serving.cost import Cost
+from embedding_server.serving.plan import RunPlan
 from embedding_server.serving.profile import store, stored
-from embedding_server.serving.source import RunPlan, Source
+from embedding_server.serving.source import Source
 from embedding_server.serving.tuning import Way
 from tests.conftest import Serve
 from tests.fakes import FakeSession, ids

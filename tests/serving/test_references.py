@@ -14,8 +14,9 @@ from embedding_server.runtime.session import Session, Stop, Threads
 from embedding_server.serving import source as sources
 from embedding_server.serving.check import CheckError, compare, run_apart
 from embedding_server.serving.kinds import probes
+from embedding_server.serving.plan import RunPlan
 from embedding_server.serving.references import hold, store, stored
-from embedding_server.serving.source import RunPlan, Source
+from embedding_server.serving.source import Source
 from tests.conftest import Serve
 from tests.fakes import FakeSession
 from tests.tiny import write_cross_encoder, write_model
@@ -35,10 +36,10 @@ class Counted(Source):
 
     exacts = 0
 
-    def exact(self) -> Session:
+    def reference(self) -> Session:
         """See `Source`."""
         self.exacts += 1
-        return super().exact()
+        return super().reference()
 
 
 class Elsewhere(FakeSession):
