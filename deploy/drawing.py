@@ -47,8 +47,6 @@ _UNITS: dict[str, Callable[[float], str]] = {
     "percent": lambda value: f"{value:.3g} %",
     "short": lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}",
 }
-
-
 _DIVISORS = {"bytes": 2**20}
 """What values are divided by first, so that ticks are round numbers."""
 
@@ -178,7 +176,6 @@ def _timeline(figure: Figure, height: float, panel: Object, lines: list[Line], b
 
 def _minutes(axes: Axes, lines: list[Line]) -> None:
     axes.set_xlim(0, max(line.times[-1] for line in lines))
-    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 3, 6, 10]))
     axes.set_xticks(np.arange(0, axes.get_xlim()[1] + 1, 30))
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{int(value) // 60}:{int(value) % 60:02d}")

@@ -28,7 +28,7 @@ from deploy.panels import GRAFANA
 from embedding_server.catalog.demo import demo_model
 
 _SCRAPE_SECONDS, _WINDOW = 2, "12s"
-_BULK, _BULK_SHARE = 32, 0.5
+_BULK = 32
 _PEAK_SECONDS = 8.0
 
 
@@ -51,11 +51,11 @@ _PHASES = (
 def _orders(server: Server, carried: float, phase: Phase) -> Iterator[Order]:
     """Single texts and bulk, half of the texts each."""
     spec, texts = demo_model(), corpus()
-    for size, share in ((1, 1 - _BULK_SHARE), (_BULK, _BULK_SHARE)):
+    for size in (1, _BULK):
         yield Order(
             url=f"{server.url}/api/embed",
             bodies=bodies(spec.id, texts, size),
-            rate=carried * phase.times * share / size,
+            rate=carried * phase.times / 2 / size,
             seconds=phase.seconds,
         )
 
