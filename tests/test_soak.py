@@ -15,7 +15,7 @@ from benchmarks.soak.asks import KINDS, Draw
 from benchmarks.soak.clients import Judge
 from benchmarks.soak.known import TOLERANCE, Known, ranking_off, rows_off, words_off
 from benchmarks.soak.models import DEMO, MULTI, SPARSE
-from benchmarks.soak.readings import GROWTH_MIB, Reading, leaks
+from benchmarks.soak.readings import GROWTH_MIB, POOL_THREADS, Reading, leaks
 
 KNOWN = np.array([0.1, 0.9, 0.5], np.float32)
 RIGHT = [(1, 0.9), (2, 0.5), (0, 0.1)]
@@ -122,7 +122,8 @@ def reading(anonymous: float = 100.0, **changes: Any) -> Reading:
         (reading(100 + GROWTH_MIB), None),
         (reading(101 + GROWTH_MIB), "memory grew"),
         (reading(descriptors=1), "descriptors: 0 at first, 1"),
-        (reading(threads=-1), "threads"),
+        (reading(threads=POOL_THREADS), None),
+        (reading(threads=POOL_THREADS + 1), "threads"),
         (reading(tasks=2), "tasks"),
     ],
 )

@@ -42,7 +42,7 @@ _SOAKED = {
     "otel-enabled": "true",
     "otel-logs-enabled": "true",
 }
-_EXPECTED = {"model.failed", "telemetry.unsent", "reload.failed"}
+_EXPECTED = {"model.failed", "telemetry.unsent", "reload.failed", "cache.unsaved"}
 """Warnings and errors of the log that the faults explain."""
 
 
