@@ -89,7 +89,7 @@ def create_app(settings: Settings) -> App:
     metrics = Metrics(settings.service_name)
     catalog = open_catalog(settings)
     compute, cores = _compute(settings, catalog), settings.threads or usable_cores()
-    device = _device(settings, compute.slots or cores, metrics)
+    device = _device(settings, compute.slots(cores), metrics)
     # A CPU's cores run models; beside GPUs they have nothing better to do.
     tokenizing = ThreadPoolExecutor(1 if compute.on_cpu else cores, "tokenize")
     queue = _queue(settings, device, metrics)

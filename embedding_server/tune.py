@@ -43,7 +43,7 @@ def tune(settings: Settings, seconds: float) -> None:
     plan, cores = RunPlan.of(settings, compute), settings.threads or usable_cores()
     for spec in models.values():
         try:
-            _tune(locate(spec), plan, compute.slots or cores, seconds)
+            _tune(locate(spec), plan, compute.slots(cores), seconds)
         except _KNOWN as exc:
             raise StartupError(f"{spec.id}: {exc}") from exc
 

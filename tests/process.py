@@ -1,7 +1,6 @@
 """The server as a real process on a real socket."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,15 +10,9 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.server import free_port
+
 COMMAND = [sys.executable, "-m", "embedding_server", "serve"]
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.server import free_port
 from tests.collector import collector, values
-from tests.process import Server, free_port, server
+from tests.process import Server, server
 
 DEMO = "sentence-transformers/all-MiniLM-L6-v2"
 BODY = {"model": DEMO, "text": "Hello, world!"}

@@ -4,7 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.process import environment, free_port, server
+from benchmarks.server import free_port
+from tests.process import environment, server
 
 COMMAND = [sys.executable, "-m", "embedding_server", "healthcheck"]
 

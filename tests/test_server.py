@@ -22,7 +22,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-from tests.process import COMMAND, Server, environment, free_port, server
+from benchmarks.server import free_port
+from tests.process import COMMAND, Server, environment, server
 
 DEMO = "sentence-transformers/all-MiniLM-L6-v2"
 

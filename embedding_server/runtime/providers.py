@@ -160,10 +160,9 @@ class Compute(msgspec.Struct, frozen=True, kw_only=True):
         cards = () if self.on_cpu else self.machine.cards
         return bool(cards) and all(card.capability >= _AMPERE for card in cards)
 
-    @property
-    def slots(self) -> int:
-        """Batches in flight on GPUs; 0: it is for the CPU's cores to say."""
-        return 0 if self.on_cpu else _IN_FLIGHT * len(self.machine.cards)
+    def slots(self, cores: int) -> int:
+        """Runs at a time: one per core of the CPU, or two per GPU."""
+        return cores if self.on_cpu else _IN_FLIGHT * len(self.machine.cards)
 
 
 def choose(names: Sequence[str], machine: Machine) -> Choice:

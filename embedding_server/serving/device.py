@@ -177,7 +177,7 @@ class Device:
     """A device and its run slots.
 
     Args:
-        cores: threads that may run at once.
+        cores: threads that may run at once; of GPUs, batches.
         max_batch_tokens: tokens per batch; None = as suits the model.
         memory: what batches may take of it.
     """

@@ -18,11 +18,12 @@ import httpx
 import msgspec
 import pytest
 
+from benchmarks.server import free_port
 from embedding_server.api.body import PART_SECONDS
 from embedding_server.server import KEEP_ALIVE_SECONDS
 from embedding_server.settings import Settings
 from tests.deploy import DEPLOY
-from tests.process import Server, free_port, server
+from tests.process import Server, server
 from tests.tiny import write_model
 
 CONFIGURATION = (DEPLOY / "nginx.conf").read_text()

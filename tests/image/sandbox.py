@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.server import free_port
 from tests.image.store import call, end
-from tests.process import Server, free_port
+from tests.process import Server
 
 OWN = "/mnt"
 """Where own models are mounted."""

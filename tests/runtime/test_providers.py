@@ -174,7 +174,7 @@ def test_the_settings_reach_the_options() -> None:
     limit = (1 << 20) + ((4 << 30) - (4 << 20)) // 4
     assert list(compute.providers(part)) == [(CUDA, cuda(1, limit, "1", "kSameAsRequested"))]
     assert compute.where == "NVIDIA A100-PCIE-40GB, NVIDIA A100-SXM4-80GB"
-    assert (compute.slots, compute.has_bf16) == (4, True)
+    assert (compute.slots(16), Compute().slots(16), compute.has_bf16) == (4, 16, True)
     assert Compute().providers(part) == ON_CPU
     limited = Settings(allowed_embedding_models=("a",), max_loaded_models=1, providers=("cuda",))
     assert Compute.of(limited, machines.H200, [5, 9, 7]).weights == 9

@@ -17,11 +17,12 @@ import httpx
 import numpy as np
 import pytest
 
+from benchmarks.server import free_port
 from embedding_server import __version__
 from embedding_server.conversion import _reference
 from embedding_server.errors import StartupError
 from embedding_server.serving.references import stored
-from tests.process import environment, free_port
+from tests.process import environment
 from tests.supply import IMAGES, LOCKS, ROOT, pinned, rounds
 
 PACKAGE = ROOT / "embedding_server"
