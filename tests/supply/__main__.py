@@ -29,10 +29,12 @@ def audit(url: str) -> int:
         if not said.stdout:
             if _OUT_OF_REACH.search(said.stderr):
                 print(f"not audited: {url} is out of reach")
-                break
+                break  # what was found before counts
             print(said.stderr, file=sys.stderr)
             return 1
         found += json.loads(said.stdout)["dependencies"]
+    if not found:
+        return 0
     faults = 0
     for one in found:
         if "skip_reason" in one:
