@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -82,6 +83,7 @@ def pages() -> list[Page]:
     return msgspec.yaml.decode((GRAFANA / "panels.yml").read_bytes(), type=list[Page])
 
 
+@cache
 def limits() -> list[Limit]:
     """Every comparison with a number that an alert makes, by `<` or `>`."""
     found = []

@@ -42,15 +42,19 @@ class SessionError(Exception):
     """The graph could not be opened, or failed on a batch; the message is for the log."""
 
 
-class OutOfMemoryError(SessionError):
+class DeviceError(SessionError):
+    """The reason is the device, not the graph."""
+
+
+class OutOfMemoryError(DeviceError):
     """The device has no room for this batch; a smaller one may do."""
 
 
-class DeviceLostError(SessionError):
+class DeviceLostError(DeviceError):
     """The GPU will not work again for this process."""
 
 
-class FellBackError(SessionError):
+class FellBackError(DeviceError):
     """ONNX Runtime opened the graph with another provider than it was asked for."""
 
 

@@ -12,12 +12,8 @@ from embedding_server.convert import ConvertError
 from embedding_server.core import ModelSpec, Precision
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime import foreign
-from embedding_server.runtime.session import (
-    DeviceLostError,
-    FellBackError,
-    OutOfMemoryError,
-    SessionError,
-)
+from embedding_server.runtime.foreign import ForeignIds
+from embedding_server.runtime.session import DeviceError, DeviceLostError, SessionError
 from embedding_server.runtime.tokenizer import TokenizerError
 from embedding_server.serving.batcher import Batcher
 from embedding_server.serving.calibration import calibrated
@@ -32,9 +28,6 @@ from embedding_server.serving.source import Source
 
 _AS_WIDE = (Precision.FP32, Precision.TF32, Precision.BF16)
 """A row that is not finite in these is not finite in fp32 either: the range is the same."""
-
-_OF_THE_DEVICE = (DeviceLostError, FellBackError, OutOfMemoryError)
-"""No other precision would help."""
 
 log = structlog.get_logger()
 
@@ -95,8 +88,9 @@ class Loader:
             LoadError: a file is missing or damaged, or the model failed its self-check.
         """
         try:
+            foreign_ids = foreign.load() if spec.token_ids == foreign.NAME else None
             with self._one_at_a_time:
-                return self._proven(spec)
+                return self._proven(spec, foreign_ids)
         except ModelFilesError as exc:
             raise LoadError(str(exc), retry=False) from exc
         except (ConvertError, TokenizerError, SessionError, CheckError) as exc:
@@ -104,19 +98,20 @@ class Loader:
                 self._device.lost = str(exc)
             raise LoadError(str(exc)) from exc
 
-    def _proven(self, spec: ModelSpec) -> Model:
+    def _proven(self, spec: ModelSpec, foreign_ids: ForeignIds | None) -> Model:
         """The model, in fp32 where the half precision that nobody asked for does not suit it."""
         try:
-            return self._opened(spec)
+            return self._opened(spec, foreign_ids)
         except (ConvertError, CheckError, SessionError) as exc:
-            if isinstance(exc, _OF_THE_DEVICE) or not chosen_here(spec, self._plan):
+            # No other precision would help a device.
+            if isinstance(exc, DeviceError) or not chosen_here(spec, self._plan):
                 raise
             log.warning("model.stays_in_fp32", model=spec.id, reason=str(exc))
         # Not above, where the exception keeps the first try's session.
-        return self._opened(msgspec.structs.replace(spec, precision=Precision.TF32))
+        spec = msgspec.structs.replace(spec, precision=Precision.TF32)
+        return self._opened(spec, foreign_ids)
 
-    def _opened(self, spec: ModelSpec) -> Model:
-        foreign_ids = foreign.load() if spec.token_ids == foreign.NAME else None
+    def _opened(self, spec: ModelSpec, foreign_ids: ForeignIds | None) -> Model:
         source = Source(spec, self._plan, self._device.cores)
         runs = self._device.runs
         profile = source.profile(quiet=lambda: self._device.idle and self._device.runs == runs)

@@ -33,6 +33,7 @@ from embedding_server.runtime.providers import CPU, CUDA, TENSORRT, Compute, Par
 from embedding_server.runtime.replicas import Replicas
 from embedding_server.runtime.session import (
     VERSION,
+    DeviceError,
     FellBackError,
     LayoutOf,
     OnnxSession,
@@ -169,8 +170,7 @@ class Source:
                 for providers, precision in self._providers
             ]
         except SessionError as exc:
-            elsewhere = isinstance(exc, (FellBackError, OutOfMemoryError))
-            if not (intact(self._graph) and (elsewhere or not self.on_cpu)):
+            if not (intact(self._graph) and (isinstance(exc, DeviceError) or not self.on_cpu)):
                 made = (self._graph if self._made else None, self._projections)
                 for graph in filter(None, made):
                     shutil.rmtree(graph.parent, ignore_errors=True)

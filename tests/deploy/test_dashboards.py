@@ -186,6 +186,13 @@ def provisioned(inside: dict[str, Path], kind: str) -> Any:
     return yaml.safe_load(path.read_text())
 
 
+def test_kustomization() -> None:
+    """It names every dashboard, and the label that Grafana's sidecar looks for."""
+    (made,) = yaml.safe_load((GRAFANA / "kustomization.yaml").read_text())["configMapGenerator"]
+    assert sorted(made["files"]) == sorted(f"{name}.json" for name in DASHBOARDS)
+    assert made["options"]["labels"]["grafana_dashboard"] == "1"
+
+
 def test_config_map() -> None:
     """`kubectl kustomize deploy/grafana` makes what Grafana's sidecar looks for, of every file."""
     kubectl = shutil.which("kubectl")

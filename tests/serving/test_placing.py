@@ -14,6 +14,7 @@ from embedding_server.catalog.local import read_directory
 from embedding_server.convert import ConvertError, intact
 from embedding_server.core import ModelSpec, Precision, normalized
 from embedding_server.observability.metrics import Metrics
+from embedding_server.runtime.foreign import ForeignIds
 from embedding_server.runtime.machine import Machine
 from embedding_server.runtime.providers import CPU, CUDA, TENSORRT, Compute
 from embedding_server.runtime.replicas import Replicas
@@ -147,7 +148,7 @@ class Picky(Loader):
 
     asked: tuple[Precision | None, ...] = ()
 
-    def _opened(self, spec: ModelSpec) -> Model:
+    def _opened(self, spec: ModelSpec, foreign_ids: ForeignIds | None) -> Model:
         self.asked += (spec.precision,)
         if spec.precision is not Precision.TF32:
             raise CheckError("the least cosine with fp32's vectors is 0.9, not 0.999")
