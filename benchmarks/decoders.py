@@ -1,11 +1,12 @@
 """Qwen3-Embedding's shapes with random weights: converting, memory and speed, beside torch.
 
-`python -m benchmarks.decoders`, about three minutes: 0.6B; memory of 4B and 8B is computed from
+`python -m benchmarks.decoders`, about two minutes: 0.6B; memory of 4B and 8B is computed from
 shapes. `python -m benchmarks.decoders 8B` converts that size and runs one text; it needs 46 GB of
 disk under TMPDIR, and its weights are read from there where memory cannot hold them.
 """
 
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -31,6 +32,8 @@ from embedding_server.runtime.session import OnnxSession
 
 LENGTHS = (16, 128, 512)
 _ROUNDS = 5
+_CONVERSIONS = 5
+"""The first ones wait for memory that a virtual machine has never used."""
 _VOCABULARY = 151_669
 _SMALL = "0.6B"
 _BLOCK = 1_000_003
@@ -159,14 +162,19 @@ def converted(directory: Path, cache: Path, size: str) -> OnnxSession:
     )
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # its memory is not ours
         stored = pool.submit(write, directory, size).result()
-    before, started = _anonymous(), time.perf_counter()
-    with peak() as highest:
-        graph = convert(spec, cache)
-    seconds = time.perf_counter() - started
-    print(
-        f"{size}: converted {stored / 1e6:.0f} MB of bf16 in {seconds:.1f} s:"
-        f" {stored / seconds / 1e6:.0f} MB/s read, at most {highest() - before:.0f} MiB more memory"
-    )
+    before = _anonymous()
+    for attempt in range(_CONVERSIONS if size == _SMALL else 1):
+        shutil.rmtree(cache, ignore_errors=True)
+        started = time.perf_counter()
+        with peak() as highest:
+            graph = convert(spec, cache)
+        seconds = time.perf_counter() - started
+        print(
+            f"{size}: conversion {attempt + 1} of {stored / 1e6:.0f} MB of bf16 in {seconds:.1f} s:"
+            f" {stored / seconds / 1e6:.0f} MB/s read, at most {highest() - before:.0f} MiB more"
+            " memory",
+            flush=True,
+        )
     started = time.perf_counter()
     again = convert(spec, cache)
     assert again == graph
@@ -215,7 +223,7 @@ def main(size: str = _SMALL) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch, "model")
         directory.mkdir()
-        session = converted(directory, Path(scratch), size)
+        session = converted(directory, Path(scratch, "cache"), size)
         if size == _SMALL:
             compare(session, directory)
         else:

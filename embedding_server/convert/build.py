@@ -8,6 +8,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,8 @@ def convert(
             not known, or not for such a model.
     """
     files = weight_files(spec.directory)
-    digests = [content_hash(path, cache) for path in files]
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(content_hash, files, repeat(cache)))
     if spec.weights_sha256 not in (None, digests[0]):
         raise ConvertError(
             f"{files[0].name} has sha256 {digests[0]}, expected {spec.weights_sha256}: install the"

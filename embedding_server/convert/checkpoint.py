@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import math
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,8 +34,6 @@ _TYPES = {
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _LARGE_BYTES = 1 << 16
 """Smaller tensors are copied: a page of memory per tensor is dearer."""
-_PART_NUMBERS = 1 << 25
-"""So many numbers are held at once: 128 MiB."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -74,6 +72,7 @@ class Checkpoint:
         self._tensors: dict[str, _Tensor] = {}
         self._total = sum(path.stat().st_size for path in self._files)
         self._done, self._progress = 0, reading.progress or Logged()
+        self._counting = threading.Lock()
 
     def __enter__(self) -> "Checkpoint":
         with _explained(self._files), contextlib.ExitStack() as stack:
@@ -112,31 +111,21 @@ class Checkpoint:
         with _explained(self._files):
             return self._counted(found.file.get_tensor(found.name))
 
-    def row(self, name: str, index: int) -> NDArray[Any]:
-        """One row of the tensor of that name, and nothing else of it; raises `ConvertError`."""
+    def shape(self, name: str) -> list[int]:
+        """A tensor's; raises `ConvertError`."""
+        return self._find(name).shape
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Some rows of a tensor; any thread may ask for them. Raises `ConvertError`."""
         found = self._find(name)
         with _explained(self._files):
-            (row,) = self._counted(found.file.get_slice(found.name)[index : index + 1])
-        return np.asarray(row)
-
-    def parts(self, name: str) -> tuple[list[int], Iterator[NDArray[Any]]]:
-        """A tensor's shape, and its rows, some at a time; raises `ConvertError`."""
-        found = self._find(name)
-        shape = [int(size) for size in found.shape]
-        step = max(1, _PART_NUMBERS // max(1, math.prod(shape[1:])))
-
-        def read() -> Iterator[NDArray[Any]]:
-            with _explained(self._files):
-                rows = found.file.get_slice(found.name)
-                for start in range(0, shape[0], step):
-                    yield self._counted(rows[start : min(start + step, shape[0])])
-
-        return shape, read()
+            return self._counted(found.file.get_slice(found.name)[start:stop])
 
     def _counted(self, tensor: NDArray[Any]) -> NDArray[Any]:
         """What was read, as float32."""
-        self._done += tensor.nbytes
-        self._progress(min(1.0, self._done / self._total))
+        with self._counting:
+            self._done += tensor.nbytes
+            self._progress(min(1.0, self._done / self._total))
         if self._rounded:
             tensor = tensor.astype(self._rounded)
         return tensor.astype(np.float32, copy=False)

@@ -5,7 +5,10 @@ node and returns the name of its output.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +22,9 @@ OPSET = 18
 _IR_VERSION = 9
 _CONTRIB = "com.microsoft"
 _ALIGNMENT = 4096
+_WRITERS = 4
+_PART_BYTES = 1 << 23
+"""So many bytes a writer holds at once: what is much larger is new memory every time."""
 
 
 Target = Literal["cpu", "cuda"]
@@ -89,14 +95,30 @@ class Graph:
         self._weights[name] = self._store(name, np.ascontiguousarray(self._typed(value)))
         return name
 
-    def stream(self, name: str, shape: Sequence[int], parts: Iterable[NDArray[Any]]) -> str:
-        """Store an initializer of float32 that is given in parts, rows first; returns its name."""
+    def stream(
+        self, name: str, shape: Sequence[int], rows: Callable[[int, int], NDArray[Any]]
+    ) -> str:
+        """Store an initializer of float32; returns its name.
+
+        `rows(start, stop)` gives some of them and is called by several threads: the system takes
+        longer to find memory for a file than a thread does to fill it.
+        """
         assert name not in self._weights
         if self._file is None or self._external is None:
-            return self.weight(name, np.concatenate(list(parts)))
-        place = self._place(self._dtype.itemsize * math.prod(shape))
-        for part in parts:
-            self._file.write(_bytes(np.ascontiguousarray(self._typed(part))))
+            return self.weight(name, rows(0, shape[0]))
+        path, width = self._external, self._dtype.itemsize * math.prod(shape[1:])
+        place = self._place(shape[0] * width)
+        step = max(1, _PART_BYTES // max(1, width))
+
+        def write(start: int) -> None:
+            part = np.ascontiguousarray(self._typed(rows(start, min(start + step, shape[0]))))
+            with path.open("r+b") as file:
+                file.seek(int(place["offset"]) + start * width)
+                file.write(_bytes(part))
+
+        with ThreadPoolExecutor(_WRITERS) as writers:
+            deque(writers.map(write, range(0, shape[0], step)), maxlen=0)
+        self._file.seek(0, os.SEEK_END)
         dtype = helper.np_dtype_to_tensor_dtype(self._dtype)
         self._weights[name] = _external(name, shape, dtype, place)
         return name

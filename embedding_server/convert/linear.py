@@ -5,6 +5,7 @@ once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -42,7 +43,9 @@ def in_fp32(g: Graph, weights: Checkpoint, names: Sequence[str], states: str) ->
 def stored(g: Graph, weights: Checkpoint, name: str) -> str:
     """A tensor of the checkpoint as it is; float32 stays where it lies in the file."""
     place = weights.place(name)
-    return g.borrow(name, place) if place else g.stream(name, *weights.parts(name))
+    if place:
+        return g.borrow(name, place)
+    return g.stream(name, weights.shape(name), partial(weights.rows, name))
 
 
 def bias_of(g: Graph, weights: Checkpoint, name: str) -> str:

@@ -78,16 +78,16 @@ def test_old_names(tmp_path: Path) -> None:
     assert np.array_equal(found, expected)
 
 
-def test_a_row(tmp_path: Path) -> None:
-    """A row is read without the rest; one that is not there is an error."""
+def test_rows(tmp_path: Path) -> None:
+    """Rows are read without the rest; one that is not there is an error."""
     directory = stored_in(tmp_path, Precision.BF16)
     with Checkpoint(directory) as weights:
         name = next(name for name in weights if "word_embeddings" in name)
-        whole, row = weights(name), weights.row(name, 3)
-        assert np.array_equal(row, whole[3])
-        assert row.dtype == whole.dtype == np.dtype(np.float32)
+        whole, rows = weights(name), weights.rows(name, 3, 5)
+        assert np.array_equal(rows, whole[3:5])
+        assert rows.dtype == whole.dtype == np.dtype(np.float32)
         with pytest.raises(ConvertError, match=r"model\.safetensors"):
-            weights.row(name, len(whole))
+            weights.rows(name, len(whole), len(whole) + 1)
 
 
 def test_odd_indexes(tmp_path: Path) -> None:

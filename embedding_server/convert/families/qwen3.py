@@ -72,6 +72,6 @@ def judge(net: Net, states: str) -> str:
     """
     g, weights = net.graph, net.weights
     table = "lm_head.weight" if "lm_head.weight" in weights else "embed_tokens.weight"
-    yes, no = (weights.row(table, net.token(word)) for word in ("yes", "no"))
-    difference = yes - no
-    return g.node("MatMul", net.packing.last(states), g.weight("judge", difference[:, None]))
+    yes, no = (net.token(word) for word in ("yes", "no"))
+    difference = weights.rows(table, yes, yes + 1) - weights.rows(table, no, no + 1)
+    return g.node("MatMul", net.packing.last(states), g.weight("judge", difference.T))
