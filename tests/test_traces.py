@@ -9,11 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
 
 from embedding_server.errors import SettingsError
 from embedding_server.observability.otlp import open_tracer
+from embedding_server.observability.spans import Span as OwnSpan
 from embedding_server.observability.tracing import Tracer
 from embedding_server.settings import Settings
 from tests.collector import Collector, Span, collector, values
@@ -340,7 +339,7 @@ async def test_unknown_paths_and_methods(serve: Serve, sink: Collector) -> None:
 )
 def test_traceparent(header: str, continued: bool) -> None:  # noqa: FBT001
     """What W3C's recommendation calls valid is continued, everything else is a trace of our own."""
-    trace = Tracer(lambda _: None, Resource({}), 1.0).start(header, 0.0)
+    trace = Tracer(lambda _: None, 1.0).start(header, 0.0)
     assert trace.sampled
     assert (trace.trace_id == int(TRACE, 16)) is continued
     assert (trace.parent_id == int(PARENT, 16)) is continued
@@ -348,24 +347,23 @@ def test_traceparent(header: str, continued: bool) -> None:  # noqa: FBT001
 
 def test_ratio() -> None:
     """About so many are sampled."""
-    tracer = Tracer(lambda _: None, Resource({}), 0.25)
+    tracer = Tracer(lambda _: None, 0.25)
     sampled = sum(tracer.start("", 0.0).sampled for _ in range(4000))
     assert 850 < sampled < 1150
 
 
 async def test_events_carry_ids(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     """The log event of a traced request names its span; that of any other has no ids."""
-    spans: list[ReadableSpan] = []
+    spans: list[OwnSpan] = []
     async with serve() as client:
-        client.app._asgi._tracer = Tracer(spans.append, Resource({}), 0.0)  # type: ignore[attr-defined]
+        client.app._asgi._tracer = Tracer(spans.extend, 0.0)  # type: ignore[attr-defined]
         await client.post("/api/embed", json=BODY, headers=traceparent())
         await client.post("/api/embed", json=BODY)
     events = [line for line in capsys.readouterr().out.splitlines() if "endpoint=" in line]
-    (context,) = (span.context for span in spans if span.parent and span.parent.is_remote)
-    assert context
+    (own,) = (span.own for span in spans if span.is_server and span.parent)
     plain = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in events]
     assert f"trace_id={TRACE}" in plain[0]
-    assert f"span_id={context.span_id:016x}" in plain[0]
+    assert f"span_id={own.span:016x}" in plain[0]
     assert "trace_id" not in plain[1]
 
 

@@ -5,29 +5,21 @@ collector that is absent, slow or gone, what it was to be sent is lost, and noth
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
-from opentelemetry._logs import Logger, SeverityNumber
-from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 from structlog.typing import EventDict
 
 from embedding_server import __version__
 from embedding_server.errors import SettingsError
+from embedding_server.observability.messages import EventExporter, SpanExporter
+from embedding_server.observability.outbox import Outbox
 from embedding_server.observability.tracing import Tracer
 from embedding_server.settings import Settings
 
-_QUEUED, _BATCH, _DELAY_MS = 4096, 512, 1000
 _EXPORT_SECONDS, _CLOSE_SECONDS, _QUIET_SECONDS = 5.0, 2.0, 60.0
 
 log = structlog.get_logger()
@@ -38,85 +30,45 @@ Close = Callable[[], None]
 
 def open_tracer(settings: Settings) -> tuple[Tracer, Close]:
     """What traces requests, to the collector; raises `SettingsError` for a wrong address."""
-    exporter = OTLPSpanExporter(endpoint=_endpoint(settings), timeout=_EXPORT_SECONDS)
-    processor = BatchSpanProcessor(
-        exporter,
-        max_queue_size=_QUEUED,
-        max_export_batch_size=_BATCH,
-        schedule_delay_millis=_DELAY_MS,
-    )
-    _tame()
-    tracer = Tracer(processor.on_end, _resource(settings), settings.otel_sample_ratio)
-    return tracer, _closing(processor, exporter)
+    outbox, close = _open(SpanExporter, "spans", settings)
+    return Tracer(outbox.put, settings.otel_sample_ratio), close
 
 
 def open_logs(settings: Settings) -> tuple["LogSink", Close]:
     """A structlog processor that sends a copy of every event; raises `SettingsError` as above."""
-    exporter = OTLPLogExporter(endpoint=_endpoint(settings), timeout=_EXPORT_SECONDS)
-    processor = BatchLogRecordProcessor(
-        exporter,
-        max_queue_size=_QUEUED,
-        max_export_batch_size=_BATCH,
-        schedule_delay_millis=_DELAY_MS,
-    )
-    _tame()
-    provider = LoggerProvider(_resource(settings), shutdown_on_exit=False)
-    provider.add_log_record_processor(processor)
-    return LogSink(provider.get_logger("embedding_server", __version__)), _closing(
-        processor, exporter
-    )
+    outbox, close = _open(EventExporter, "events", settings)
+    return LogSink(outbox), close
 
 
 class LogSink:
-    """Sends events: their name as body, the rest as attributes, and the span they belong to."""
+    """Sends events."""
 
-    def __init__(self, logger: Logger) -> None:
-        self._logger = logger
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
 
     def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
         """Send a copy; a processor of structlog."""
-        attributes = {key: _value(value) for key, value in event.items() if key not in _ELSEWHERE}
-        level = str(event.get("level", "info"))
-        context = Context()
-        if "trace_id" in event and "span_id" in event:
-            span = SpanContext(
-                int(event["trace_id"], 16),
-                int(event["span_id"], 16),
-                is_remote=False,
-                trace_flags=_SAMPLED,
-            )
-            context = set_span_in_context(NonRecordingSpan(span), context)
-        self._logger.emit(
-            timestamp=time.time_ns(),
-            context=context,
-            severity_text=level,
-            severity_number=_SEVERITIES.get(level, SeverityNumber.INFO),
-            body=str(event.get("event", "")),
-            attributes=attributes,
-        )
+        self._outbox.put([(time.time_ns(), dict(event))])
         return event
 
 
-_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
-_ELSEWHERE = frozenset(
-    ("event", "level", "timestamp", "service", "trace_id", "span_id", "_record", "_from_structlog")
-)
-"""Fields that are no attributes of a record."""
-_SEVERITIES = {
-    "debug": SeverityNumber.DEBUG,
-    "info": SeverityNumber.INFO,
-    "warning": SeverityNumber.WARN,
-    "error": SeverityNumber.ERROR,
-    "critical": SeverityNumber.FATAL,
-}
+def _open(
+    exporter_of: type[SpanExporter | EventExporter], name: str, settings: Settings
+) -> tuple[Outbox, Close]:
+    resource = Resource.create(
+        {"service.name": settings.service_name, "service.version": __version__}
+    )
+    exporter = exporter_of(
+        resource.attributes, endpoint=_endpoint(settings), timeout=_EXPORT_SECONDS
+    )
+    _tame()
+    outbox = Outbox(name, exporter.export)
 
+    def close() -> None:
+        outbox.close(_CLOSE_SECONDS)
+        exporter.shutdown()
 
-def _value(value: Any) -> str | bool | int | float:
-    return value if isinstance(value, str | bool | int | float) else repr(value)
-
-
-def _resource(settings: Settings) -> Resource:
-    return Resource.create({"service.name": settings.service_name, "service.version": __version__})
+    return outbox, close
 
 
 def _endpoint(settings: Settings) -> str:
@@ -125,23 +77,6 @@ def _endpoint(settings: Settings) -> str:
         expected = "http://host:port, or https:// with TLS"
         raise SettingsError(f"OTEL_EXPORTER_OTLP_ENDPOINT={given!r}: expected {expected}")
     return given
-
-
-class _Closed(Protocol):
-    def shutdown(self) -> None: ...
-
-
-def _closing(processor: _Closed, exporter: _Closed) -> Close:
-    """A shutdown that takes no longer than it may: the SDK's own may take 30 seconds."""
-
-    def close() -> None:
-        late = threading.Timer(_CLOSE_SECONDS, exporter.shutdown)
-        late.daemon = True
-        late.start()
-        processor.shutdown()
-        late.cancel()
-
-    return close
 
 
 class _Complaints(logging.Handler):
