@@ -7,7 +7,7 @@ replaced by the next one at once. What is lost against the limit is lost by the 
 import heapq
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -28,6 +28,10 @@ class Model:
     def allowed(self, tokens: int) -> int:
         """There is memory enough."""
         return tokens
+
+    def fits(self, _: Iterable[int]) -> bool:
+        """The same."""
+        return True
 
 
 def ceiling(texts: Sequence[Ids], cost: Cost, in_flight: int, slots: int, budget: int) -> float:

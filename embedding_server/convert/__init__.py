@@ -4,7 +4,7 @@
 one.
 """
 
-from embedding_server.convert.build import convert, convert_layers, model_type
+from embedding_server.convert.build import convert, convert_layers, convertible, model_type
 from embedding_server.convert.checkpoint import INDEX, WEIGHTS, stored_precision, weight_files
 from embedding_server.convert.errors import ConvertError
 from embedding_server.convert.families import family_of
@@ -34,6 +34,7 @@ __all__ = [
     "convert",
     "convert_layers",
     "convert_projections",
+    "convertible",
     "family_of",
     "halved",
     "intact",

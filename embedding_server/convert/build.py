@@ -18,6 +18,8 @@ import structlog
 from embedding_server.convert.blocks import Net
 from embedding_server.convert.checkpoint import (
     HALVES,
+    INDEX,
+    WEIGHTS,
     Checkpoint,
     Reading,
     borrowed_name,
@@ -272,6 +274,15 @@ _RESULTS: Mapping[Kind, Callable[[Net, Family, str, Pooling], str]] = {
     Kind.SPARSE: _word_weights,
 }
 """Kind of model -> what its graph gives."""
+
+
+def convertible(directory: Path) -> bool:
+    """Whether there are safetensors of a family that is known."""
+    try:
+        family_of(_read_config(directory / "config.json"))
+    except ConvertError:
+        return False
+    return any((directory / name).exists() for name in (WEIGHTS, INDEX))
 
 
 def model_type(directory: Path) -> str:

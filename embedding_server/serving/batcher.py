@@ -100,6 +100,10 @@ class Batcher:
         """So many tokens per batch, or as many as there is memory for."""
         return self.ceiling.allowed(tokens)
 
+    def fits(self, lengths: Iterable[int]) -> bool:
+        """Whether there is memory for a batch of them, beside what runs."""
+        return self.ceiling.fits(self.cost.tokens(Shape.of(lengths)))
+
     @property
     def threads(self) -> int:
         """Cores that a run takes."""
@@ -158,13 +162,18 @@ class Batcher:
         # After those who were woken just now: they have waited long enough.
         asyncio.get_running_loop().call_soon(self.record, run)
 
-    def learn_memory(self, run: Run) -> None:
-        """Remember what a run says about how much fits."""
+    def starts(self, run: Run) -> None:
+        """Count what a run takes of the device's memory."""
+        run.peak_tokens = self.ceiling.starts(self.cost.tokens(run.shape))
+
+    def ends(self, run: Run) -> None:
+        """Count it no more, and remember what it says about how much fits."""
         tokens = self.cost.tokens(run.shape)
+        self.ceiling.ends(tokens)
         if isinstance(run.error, OutOfMemoryError):
             self.ceiling.ran_out(tokens)
         elif run.error is None:
-            self.ceiling.ran(tokens)
+            self.ceiling.ran(run.peak_tokens)
 
     def record(self, run: Run) -> None:
         """Count a run and learn from what it took."""

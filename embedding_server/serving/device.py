@@ -65,6 +65,8 @@ class Run:
         """Whether each vector is."""
         self.error: BaseException | None = None
         self.started = 0.0
+        self.peak_tokens = 0
+        """Of its model, at once on one device, with its own."""
         self.began = self.seconds = 0.0
         """When the session was called, by `time.perf_counter`, and how long it took."""
         self.traced: Batch | None = None
@@ -262,7 +264,7 @@ class Device:
             else:
                 return
             run.started = time.monotonic()
-            run.batcher.ceiling.starts(run.batcher.cost.tokens(run.shape))
+            run.batcher.starts(run)
             run.trace()
             self.runs += 1
             self._running[run] = run.batcher.threads  # a wide one shares with whoever comes
@@ -308,6 +310,7 @@ class Device:
 
     def _finish(self, run: Run) -> None:
         del self._running[run]
+        run.batcher.ends(run)
         if isinstance(run.error, DeviceLostError):
             self.lost = str(run.error)
         if run.traced:
@@ -318,7 +321,6 @@ class Device:
             if not run.error:
                 run.batcher.record(run)
             return
-        run.batcher.learn_memory(run)  # before the next batch is chosen
         good, again, failed = run.sort()
         self._retries.extendleft(reversed(again))
         if again:

@@ -66,6 +66,11 @@ class MemoryGate:
         return max(0.0, free - self._taken - self._taken_before)
 
     @property
+    def devices(self) -> int:
+        """How many there are, as far as is known."""
+        return max(1, len(self._usages))
+
+    @property
     def used(self) -> int:
         """Bytes in use."""
         return sum(usage.used for usage in self._usages)
@@ -107,7 +112,10 @@ class MemoryGate:
 
 
 class Ceiling:
-    """How many tokens a batch of one session may have, by memory.
+    """How many tokens of one model may run at once on a device, by memory.
+
+    A model's arena on a device holds what all of its batches there need together. On several
+    devices a batch goes where the fewest tokens run, so beside the average at most.
 
     Args:
         memory: what is free.
@@ -120,11 +128,15 @@ class Ceiling:
         self._limit: float | None = None
         """After memory ran out: what is tried from then on, more and more again."""
         self._good_runs = 0
+        self._running = 0
+        """Tokens, on all devices."""
         self.high_water = 0
-        """Tokens of the largest batch that ran: what it took is ours."""
+        """Tokens that ran at once on one device, at most: what they took is ours."""
 
     def __repr__(self) -> str:
-        return f"Ceiling(high_water={self.high_water}, limit={self._limit})"
+        return (
+            f"Ceiling(running={self._running}, high_water={self.high_water}, limit={self._limit})"
+        )
 
     def learn(self, session: Session, max_tokens: int) -> None:
         """See what a token takes of a GPU's memory, in two runs before anybody asks."""
@@ -133,20 +145,43 @@ class Ceiling:
         used = []
         for tokens in _LEARNED_TOKENS:
             try:
-                session.run(batch(session, tokens, max_tokens))
+                for _ in range(self._memory.devices):  # one after another they go to each
+                    session.run(batch(session, tokens, max_tokens))
             except OutOfMemoryError:
                 self.ran_out(tokens)
                 break
             self.ran(tokens)
             self._memory.poll()
-            used.append(self._memory.used)
+            used.append(self._memory.used / self._memory.devices)
         few, many = _LEARNED_TOKENS
         grown = (used[-1] - used[0]) / (many - few) if used else 0.0
         self._bytes_per_token = max(_LEAST_BYTES_PER_TOKEN, grown)
 
-    def starts(self, tokens: int) -> None:
-        """A batch of so many tokens begins: what it takes beyond any before is not free."""
-        self._memory.take(max(0, tokens - self.high_water) * self._bytes_per_token)
+    def starts(self, tokens: int) -> int:
+        """A batch of so many tokens begins; how many then run at once where it does, at most.
+
+        What it takes beyond what ever ran is not free any more.
+        """
+        peak = self._beside + tokens
+        self._memory.take(max(0, peak - self.high_water) * self._bytes_per_token)
+        self._running += tokens
+        return peak
+
+    def ends(self, tokens: int) -> None:
+        """It is over, however it went."""
+        self._running -= tokens
+
+    @property
+    def _beside(self) -> int:
+        """Tokens that run on the device where the fewest do, at most."""
+        return self._running // self._memory.devices
+
+    def fits(self, tokens: int) -> bool:
+        """Whether a batch may start now; beside no other one it always may."""
+        free = self._memory.free
+        if not (self._running and self._bytes_per_token) or free is None:
+            return True
+        return self._beside + tokens <= self.high_water + free / self._bytes_per_token
 
     def allowed(self, tokens: int) -> int:
         """So many tokens, or as many as there is memory for; 1 at least."""
@@ -163,7 +198,7 @@ class Ceiling:
         return grows and self._memory.tight
 
     def ran(self, tokens: int) -> None:
-        """A batch of so many tokens went well."""
+        """So many tokens at once went well."""
         self.high_water = max(self.high_water, tokens)
         if self._limit is None:
             return

@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 
 from embedding_server.convert import (
-    INDEX,
     WEIGHTS,
     Int8,
     Progress,
@@ -21,6 +20,7 @@ from embedding_server.convert import (
     convert,
     convert_layers,
     convert_projections,
+    convertible,
     halved,
     intact,
     weight_files,
@@ -83,10 +83,8 @@ class Source:
         if spec.projections:
             self._projections = convert_projections(spec.directory, spec.projections, plan.cache)
         exact = self.precision is Precision.FP32
-        convertible = spec.kind is Kind.DENSE and any(
-            (spec.directory / name).exists() for name in (WEIGHTS, INDEX)
-        )
-        if spec.file and (exact or not convertible):
+        exported = exact or spec.kind is not Kind.DENSE or not convertible(spec.directory)
+        if spec.file and exported:
             self._graph = self._in_precision(spec.directory / spec.file)
             self._layout = layout_of(spec, self.encoder)
             return
@@ -116,7 +114,8 @@ class Source:
         if provider == CUDA and self.precision is Precision.FP16:
             return halved(graph, self._plan.cache)
         raise SessionError(
-            f"{self.precision} needs {WEIGHTS}, {self._spec.id} is an exported graph: change"
+            f"{self.precision} needs {WEIGHTS} of a family that is known, {self._spec.id} is an"
+            " exported graph: change"
             " INFERENCE_PRECISION, or its precision in INFERENCE_MODEL_CONFIG"
         )
 

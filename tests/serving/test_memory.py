@@ -1,12 +1,14 @@
 """What GPU memory allows, told by a fake monitor."""
 
 import asyncio
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 
 from embedding_server.observability.metrics import Metrics
+from embedding_server.runtime.memory import Usage
 from embedding_server.runtime.providers import CPU
 from embedding_server.serving import memory as module
 from embedding_server.serving.batcher import RunError
@@ -102,6 +104,52 @@ def test_free_memory_is_given_once() -> None:
     assert one.allowed(1000) == 20
 
 
+def test_what_runs_at_once_counts() -> None:
+    """A batch that would need more beside another one than ever ran waits for it, if need be."""
+    one = ceiling(940)
+    assert one.starts(40) == 40
+    assert one.fits(10) is False
+    one.ends(40)
+    one.ran(40)
+    assert one.fits(1000)  # it has the card for itself
+    assert one.starts(20) == 20
+    assert one.fits(20)
+    assert not one.fits(21)
+    assert one.starts(20) == 40
+    assert not one.fits(1)
+    assert ceiling(1000, 0.0).fits(1000)
+
+
+class Two(FakeMonitor):
+    """Two equal cards."""
+
+    def read(self) -> list[Usage]:
+        """See `Monitor`."""
+        (one,) = super().read()
+        return [one, Usage("1", one.used, one.total)]
+
+
+def test_several_cards() -> None:
+    """A batch goes where the fewest tokens run: beside half of them, on two cards."""
+    one = Ceiling(gate(Two(950)))
+    one._bytes_per_token = 10.0
+    one.ran(40)
+    assert [one.starts(40), one.starts(40)] == [40, 60]
+    one.ends(40)
+    assert one.fits(20)
+    assert not one.fits(21)
+
+
+def test_learning_on_several_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every card runs each size once."""
+    monkeypatch.setattr(module, "_LEAST_BYTES_PER_TOKEN", 0.01)
+    monitor = Two(100)
+    learned, session = Ceiling(gate(monitor)), Growing(monitor)
+    learned.learn(session, 256)
+    assert [sum(batch) for batch in session.batches] == [512, 512, 4096, 4096]
+    assert learned._bytes_per_token == pytest.approx(0.1, rel=0.01)
+
+
 class Growing(FakeSession):
     """Takes a byte for every tenth token of its largest batch."""
 
@@ -194,7 +242,7 @@ async def test_out_of_memory_is_latency(device: Device) -> None:
     assert np.stack(rows)[:, 1].tolist() == list(range(6))
     assert session.batches == [[10] * 6, [10] * 3, [10] * 3]
     assert session.lean == [False, True, True]
-    assert repr(line.ceiling) == "Ceiling(high_water=30, limit=30.0)"
+    assert repr(line.ceiling) == "Ceiling(running=0, high_water=30, limit=30.0)"
 
 
 async def test_memory_is_remembered_and_tried_again(device: Device) -> None:
@@ -248,4 +296,42 @@ async def test_a_full_card_is_used_in_full() -> None:
     monitor.used = 700
     memory.poll()
     assert not line.ceiling.holds_back(49)
+    device.stop()
+
+
+async def test_two_batches_on_a_full_card() -> None:
+    """Two at once run in full where two at once ran before; else one waits for the other."""
+    monitor = FakeMonitor(500)
+    memory = MemoryGate(monitor, 95.0, Metrics("test"))
+    device = Device(2, 64, memory, Metrics("test"))
+    device.start()
+    session = FakeSession()
+    line = batcher(device, session)
+    line.ceiling = Ceiling(memory)
+    line.ceiling._bytes_per_token = 5.0
+    await line.embed([ids(60)])
+    session.running = threading.Semaphore(0)
+
+    async def two_at_once(*, expected: bool) -> None:
+        session.block()
+        both = asyncio.gather(line.embed([ids(60)], "a"), line.embed([ids(60)], "b"))
+        await asyncio.to_thread(session.running.acquire)
+        again = await asyncio.to_thread(session.running.acquire, timeout=0.2)
+        assert again is expected
+        session.release()
+        await both
+
+    monitor.used = 970
+    memory.poll()
+    await two_at_once(expected=False)
+    monitor.used = 500
+    memory.poll()
+    memory.poll()
+    session.running = threading.Semaphore(0)
+    await two_at_once(expected=True)
+    assert line.ceiling.high_water == 120
+    monitor.used = 970
+    memory.poll()
+    session.running = threading.Semaphore(0)
+    await two_at_once(expected=True)
     device.stop()

@@ -1,6 +1,7 @@
 """What follows from a GPU for a model's graph and sessions, and for what is stored of it."""
 
 import hashlib
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -219,6 +220,25 @@ def test_graphs(  # noqa: PLR0917 - a case
     found = normalized(session.run(items))
     expected = normalized(source.reference().run(items))
     assert np.vecdot(found, expected).min() > 0.9999
+
+
+def test_an_unknown_family(tmp_path: Path) -> None:
+    """Where nobody knows what to make of the safetensors, the exported graph beside is halved."""
+    directory = write_model(tmp_path / "tiny")
+    weights = (directory / "model.safetensors").read_bytes()
+    export(directory)
+    (directory / "model.safetensors").write_bytes(weights)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(
+        json.dumps(config | {"architectures": ["UnheardOfModel"]})
+    )
+    source = Source(read_directory(directory, "tiny"), plan_on(tmp_path, machines.H200), 1)
+    held = {one.data_type for one in onnx.load(source._graph).graph.initializer}
+    assert TensorProto.FLOAT16 in held
+    assert source._graph != directory / "onnx/model.onnx"
+    plan = plan_on(tmp_path, machines.H200, precision="bf16")
+    with pytest.raises(SessionError, match="of a family that is known"):
+        Source(read_directory(directory, "tiny"), plan, 1)
 
 
 @pytest.mark.parametrize(
