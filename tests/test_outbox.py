@@ -3,13 +3,11 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from embedding_server.observability.outbox import Outbox
-
-MOST = 4096
+from embedding_server.observability.outbox import _QUEUED, Outbox
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -34,8 +32,36 @@ def test_order_and_size() -> None:
     assert max(map(len, batches)) == 512
 
 
-def test_the_oldest_go() -> None:
-    """While one batch cannot be sent, so many wait, and more push out the oldest."""
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What the outbox complains of."""
+    found: list[str] = []
+    handler, logger = logging.Handler(), logging.getLogger("opentelemetry.outbox")
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    yield found
+    logger.removeHandler(handler)
+
+
+def test_a_slow_collector_gets_full_batches() -> None:
+    """What comes while a batch is sent waits for its second, unless it is a batch."""
+    batches: list[Sequence[int]] = []
+
+    def send(batch: Sequence[int]) -> None:
+        batches.append(batch)
+        time.sleep(0.02)
+
+    outbox = Outbox("numbers", send)
+    for number in range(1500):
+        outbox.put([number])
+        time.sleep(0.0005)
+    outbox.close(5)
+    assert sum(map(len, batches)) == 1500
+    assert len(batches) <= 5
+
+
+def test_the_oldest_go(said: list[str]) -> None:
+    """While one batch cannot be sent, so many wait; more push out the oldest, and that is said."""
     batches: list[Sequence[int]] = []
     going, done = threading.Event(), threading.Event()
 
@@ -47,15 +73,18 @@ def test_the_oldest_go() -> None:
     outbox = Outbox("numbers", send)
     outbox.put(range(512))
     assert going.wait(10)
-    outbox.put(range(512, 512 + MOST + 100))
-    assert repr(outbox) == f"<Outbox numbers queued={MOST}>"
+    outbox.put(range(512, 512 + _QUEUED))
+    assert said == []
+    outbox.put(range(512 + _QUEUED, 512 + _QUEUED + 100))
+    assert said == ["numbers are lost: too many wait to be sent"]
+    assert repr(outbox) == f"<Outbox numbers queued={_QUEUED}>"
     done.set()
     outbox.close(5)
     kept = [number for batch in batches[1:] for number in batch]
-    assert kept == list(range(612, 512 + MOST + 100))
+    assert kept == list(range(612, 512 + _QUEUED + 100))
 
 
-def test_failures(caplog: pytest.LogCaptureFixture) -> None:
+def test_failures(said: list[str]) -> None:
     """What cannot be sent costs its own batch, and is told of without what it said."""
     batches: list[Sequence[str]] = []
 
@@ -64,18 +93,13 @@ def test_failures(caplog: pytest.LogCaptureFixture) -> None:
             raise ValueError("a client's own words")
         batches.append(batch)
 
-    logger = logging.getLogger("opentelemetry")
-    logger.addHandler(caplog.handler)
-    try:
-        outbox = Outbox("words", send)
-        outbox.put(["bad"] * 512)
-        until(lambda: bool(caplog.messages))
-        outbox.put(["good"])
-        outbox.close(5)
-    finally:
-        logger.removeHandler(caplog.handler)
+    outbox = Outbox("words", send)
+    outbox.put(["bad"] * 512)
+    until(lambda: bool(said))
+    outbox.put(["good"])
+    outbox.close(5)
     assert batches == [["good"]]
-    assert caplog.messages[0] == "words are not sent: ValueError"
+    assert said == ["words are not sent: ValueError"]
 
 
 def test_the_end_is_not_held_up() -> None:

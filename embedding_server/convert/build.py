@@ -318,4 +318,6 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ConvertError(f"{path}: {exc.strerror}") from exc
     except ValueError as exc:
         raise ConvertError(f"{path}: {exc}") from exc
-    return dict(config)
+    if not isinstance(config, dict):
+        raise ConvertError(f"{path}: it is no object")
+    return config

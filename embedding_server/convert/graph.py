@@ -6,7 +6,6 @@ node and returns the name of its output.
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -117,7 +116,8 @@ class Graph:
                 file.write(_bytes(part))
 
         with ThreadPoolExecutor(_WRITERS) as writers:
-            deque(writers.map(write, range(0, shape[0], step)), maxlen=0)
+            for _ in writers.map(write, range(0, shape[0], step)):
+                pass  # but for what it raises
         self._file.seek(0, os.SEEK_END)
         dtype = helper.np_dtype_to_tensor_dtype(self._dtype)
         self._weights[name] = _external(name, shape, dtype, place)

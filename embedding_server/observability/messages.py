@@ -1,6 +1,7 @@
 """Spans and log events as OTLP messages, sent by the SDK's exporters."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
@@ -30,41 +31,38 @@ _ELSEWHERE = frozenset(
 )
 """Fields that are no attributes of a record."""
 
-Resource = Mapping[str, Any]
-"""Attributes of whatever tells all this."""
 Event = tuple[int, Mapping[str, Any]]
 """A log event, and when it was, in nanoseconds since 1970."""
 
 
 class SpanExporter(OTLPSpanExporter):
-    """Sends `Span`s; options are the SDK's."""
+    """Sends `Span`s. `_translate_data` is what the SDK's exporters leave to their own classes."""
 
-    def __init__(self, resource: Resource, **options: Any) -> None:
-        super().__init__(**options)
-        self._resource = _pairs(resource)
+    resource: Sequence[Any] = ()
+    """Attributes of whatever tells all this."""
 
     def _translate_data(self, data: Sequence[Any]) -> ExportTraceServiceRequest:
         request = ExportTraceServiceRequest()
-        of_resource = request.resource_spans.add(resource={"attributes": self._resource})
+        of_resource = request.resource_spans.add(resource={"attributes": self.resource})
         of_scope = of_resource.scope_spans.add(scope=_SCOPE)
         for span in data:
-            of_scope.spans.add(**_span(span))
+            with suppress(ValueError):  # of text that cannot be UTF-8
+                of_scope.spans.add(**_span(span))
         return request
 
 
 class EventExporter(OTLPLogExporter):
-    """Sends `Event`s; options are the SDK's."""
+    """Sends `Event`s, in the same way."""
 
-    def __init__(self, resource: Resource, **options: Any) -> None:
-        super().__init__(**options)
-        self._resource = _pairs(resource)
+    resource: Sequence[Any] = ()
 
     def _translate_data(self, data: Sequence[Any]) -> ExportLogsServiceRequest:
         request = ExportLogsServiceRequest()
-        of_resource = request.resource_logs.add(resource={"attributes": self._resource})
+        of_resource = request.resource_logs.add(resource={"attributes": self.resource})
         of_scope = of_resource.scope_logs.add(scope=_SCOPE)
         for moment, event in data:
-            of_scope.log_records.add(**_record(moment, event))
+            with suppress(ValueError):
+                of_scope.log_records.add(**_record(moment, event))
         return request
 
 
@@ -78,7 +76,7 @@ def _span(span: Span) -> dict[str, Any]:
         "kind": kinds.SPAN_KIND_SERVER if span.is_server else kinds.SPAN_KIND_INTERNAL,
         "start_time_unix_nano": span.began,
         "end_time_unix_nano": span.ended,
-        "attributes": _pairs(span.attributes),
+        "attributes": pairs(span.attributes),
         "links": [{**_ids(link), "flags": _LOCAL} for link in span.links],
         "status": status if span.error else None,
         "flags": _REMOTE if span.is_server and span.parent else _LOCAL,
@@ -101,7 +99,7 @@ def _record(moment: int, event: Mapping[str, Any]) -> dict[str, Any]:
         "severity_number": _SEVERITIES.get(level, logs_pb2.SEVERITY_NUMBER_INFO),
         "severity_text": level,
         "body": {"string_value": str(event.get("event", ""))},
-        "attributes": _pairs({key: value for key, value in event.items() if key not in _ELSEWHERE}),
+        "attributes": pairs({key: value for key, value in event.items() if key not in _ELSEWHERE}),
     }
 
 
@@ -109,13 +107,13 @@ def _ids(ids: Ids) -> dict[str, bytes]:
     return {"trace_id": ids.trace.to_bytes(16), "span_id": ids.span.to_bytes(8)}
 
 
-def _pairs(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+def pairs(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Attributes as OTLP has them."""
     return [{"key": key, "value": _value(value)} for key, value in attributes.items()]
 
 
 def _value(value: Any) -> dict[str, Any]:
-    if field := _FIELDS.get(type(value)):
-        return {field: value}
-    # What is derived from one of these is said as that.
-    kinds = (kind for kind in _FIELDS if isinstance(value, kind))
-    return {_FIELDS[kind]: kind(value) for kind in kinds} or {"string_value": repr(value)}
+    for kind, field in _FIELDS.items():
+        if isinstance(value, kind):
+            return {field: value}
+    return {"string_value": repr(value)}

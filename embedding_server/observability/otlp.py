@@ -15,7 +15,7 @@ from structlog.typing import EventDict
 
 from embedding_server import __version__
 from embedding_server.errors import SettingsError
-from embedding_server.observability.messages import EventExporter, SpanExporter
+from embedding_server.observability.messages import EventExporter, SpanExporter, pairs
 from embedding_server.observability.outbox import Outbox
 from embedding_server.observability.tracing import Tracer
 from embedding_server.settings import Settings
@@ -58,9 +58,8 @@ def _open(
     resource = Resource.create(
         {"service.name": settings.service_name, "service.version": __version__}
     )
-    exporter = exporter_of(
-        resource.attributes, endpoint=_endpoint(settings), timeout=_EXPORT_SECONDS
-    )
+    exporter = exporter_of(endpoint=_endpoint(settings), timeout=_EXPORT_SECONDS)
+    exporter.resource = pairs(resource.attributes)
     _tame()
     outbox = Outbox(name, exporter.export)
 

@@ -17,7 +17,12 @@ _QUEUED, _BATCH, _DELAY_SECONDS = 4096, 512, 1.0
 
 
 class Outbox:
-    """Gives what it was given to `send`, at most `_BATCH` at a time, a second later at most."""
+    """Gives what it was given to `send`, at most `_BATCH` at a time, a second after the last time.
+
+    Args:
+        name: what the things are called, in complaints.
+        send: may block and fail.
+    """
 
     def __init__(self, name: str, send: Callable[[list[Any]], object]) -> None:
         self._send = send
@@ -31,6 +36,8 @@ class Outbox:
 
     def put(self, items: Iterable[Any]) -> None:
         """Send these, too."""
+        if len(self._queue) == _QUEUED:
+            _log.warning("%s are lost: too many wait to be sent", self._thread.name)
         self._queue.extend(items)
         if len(self._queue) >= _BATCH:
             self._woken.set()
@@ -47,10 +54,11 @@ class Outbox:
             self._woken.wait(_DELAY_SECONDS)
             self._woken.clear()
             closing = self._closing
-            while self._queue:
-                count = min(_BATCH, len(self._queue))
+            while count := min(_BATCH, len(self._queue)):
                 batch = [self._queue.popleft() for _ in range(count)]
                 try:
                     self._send(batch)
                 except Exception as exc:  # noqa: BLE001 - the thread's outermost loop
                     _log.error("%s are not sent: %s", self._thread.name, type(exc).__name__)
+                if len(self._queue) < _BATCH and not closing:
+                    break  # what came meanwhile is no batch yet

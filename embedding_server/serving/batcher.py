@@ -100,9 +100,9 @@ class Batcher:
         """So many tokens per batch, or as many as there is memory for."""
         return self.ceiling.allowed(tokens)
 
-    def fits(self, lengths: Iterable[int]) -> bool:
-        """Whether there is memory for a batch of them, beside what runs."""
-        return self.ceiling.fits(self.cost.tokens(Shape.of(lengths)))
+    def room(self, tokens: int) -> int:
+        """So many tokens of another batch, or as many as there is memory for beside what runs."""
+        return self.ceiling.room(tokens)
 
     @property
     def threads(self) -> int:
@@ -163,17 +163,21 @@ class Batcher:
         asyncio.get_running_loop().call_soon(self.record, run)
 
     def starts(self, run: Run) -> None:
-        """Count what a run takes of the device's memory."""
-        run.peak_tokens = self.ceiling.starts(self.cost.tokens(run.shape))
+        """Count what a run takes of the device's memory; one in fp32 has an arena of its own."""
+        if not run.exact:
+            self.ceiling.starts(self.cost.tokens(run.shape))
 
     def ends(self, run: Run) -> None:
         """Count it no more, and remember what it says about how much fits."""
+        if run.exact:
+            return
         tokens = self.cost.tokens(run.shape)
-        self.ceiling.ends(tokens)
         if isinstance(run.error, OutOfMemoryError):
             self.ceiling.ran_out(tokens)
-        elif run.error is None:
-            self.ceiling.ran(run.peak_tokens)
+        elif run.error:
+            self.ceiling.stopped(tokens)
+        else:
+            self.ceiling.ran(tokens)
 
     def record(self, run: Run) -> None:
         """Count a run and learn from what it took."""

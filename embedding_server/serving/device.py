@@ -65,8 +65,6 @@ class Run:
         """Whether each vector is."""
         self.error: BaseException | None = None
         self.started = 0.0
-        self.peak_tokens = 0
-        """Of its model, at once on one device, with its own."""
         self.began = self.seconds = 0.0
         """When the session was called, by `time.perf_counter`, and how long it took."""
         self.traced: Batch | None = None

@@ -39,6 +39,8 @@ class MemoryGate:
         self._threshold = threshold
         self._metrics = metrics
         self._usages: Sequence[Usage] = ()
+        self.devices = 1
+        """How many there are, as far as is known."""
         self.tight = False
         """Whether nothing may grow."""
         self._taken = self._taken_before = 0.0
@@ -66,11 +68,6 @@ class MemoryGate:
         return max(0.0, free - self._taken - self._taken_before)
 
     @property
-    def devices(self) -> int:
-        """How many there are, as far as is known."""
-        return max(1, len(self._usages))
-
-    @property
     def used(self) -> int:
         """Bytes in use."""
         return sum(usage.used for usage in self._usages)
@@ -95,6 +92,7 @@ class MemoryGate:
         try:
             self._taken, self._taken_before = 0.0, self._taken
             self._usages = self._monitor.read()
+            self.devices = max(1, len(self._usages))
         except MonitorError as exc:
             self._usages, self.tight = (), False
             if time.monotonic() - self._complained >= _COMPLAIN_SECONDS:
@@ -114,8 +112,8 @@ class MemoryGate:
 class Ceiling:
     """How many tokens of one model may run at once on a device, by memory.
 
-    A model's arena on a device holds what all of its batches there need together. On several
-    devices a batch goes where the fewest tokens run, so beside the average at most.
+    A model's arena on a device holds what its batches there need together. On several devices a
+    batch goes where the fewest tokens run: beside the average, about, or less.
 
     Args:
         memory: what is free.
@@ -131,12 +129,13 @@ class Ceiling:
         self._running = 0
         """Tokens, on all devices."""
         self.high_water = 0
-        """Tokens that ran at once on one device, at most: what they took is ours."""
+        """Tokens of the largest batch that ran."""
+        self._together = 0
+        """Tokens that ran at once on one device, batches beside one another: they are ours, too."""
 
     def __repr__(self) -> str:
-        return (
-            f"Ceiling(running={self._running}, high_water={self.high_water}, limit={self._limit})"
-        )
+        marks = f"high_water={self.high_water}, together={self._together}, limit={self._limit}"
+        return f"Ceiling(running={self._running}, {marks})"
 
     def learn(self, session: Session, max_tokens: int) -> None:
         """See what a token takes of a GPU's memory, in two runs before anybody asks."""
@@ -148,40 +147,35 @@ class Ceiling:
                 for _ in range(self._memory.devices):  # one after another they go to each
                     session.run(batch(session, tokens, max_tokens))
             except OutOfMemoryError:
-                self.ran_out(tokens)
+                self._cut(tokens)
                 break
-            self.ran(tokens)
+            self._largest(tokens)
             self._memory.poll()
             used.append(self._memory.used / self._memory.devices)
         few, many = _LEARNED_TOKENS
         grown = (used[-1] - used[0]) / (many - few) if used else 0.0
         self._bytes_per_token = max(_LEAST_BYTES_PER_TOKEN, grown)
 
-    def starts(self, tokens: int) -> int:
-        """A batch of so many tokens begins; how many then run at once where it does, at most.
-
-        What it takes beyond what ever ran is not free any more.
-        """
-        peak = self._beside + tokens
-        self._memory.take(max(0, peak - self.high_water) * self._bytes_per_token)
+    def starts(self, tokens: int) -> None:
+        """A batch of so many tokens begins: what takes more than ever before is not free."""
+        self._memory.take(max(0, tokens - self._spare) * self._bytes_per_token)
         self._running += tokens
-        return peak
 
-    def ends(self, tokens: int) -> None:
-        """It is over, however it went."""
+    def stopped(self, tokens: int) -> None:
+        """It is over, and says nothing about memory."""
         self._running -= tokens
 
-    @property
-    def _beside(self) -> int:
-        """Tokens that run on the device where the fewest do, at most."""
-        return self._running // self._memory.devices
-
-    def fits(self, tokens: int) -> bool:
-        """Whether a batch may start now; beside no other one it always may."""
+    def room(self, tokens: int) -> int:
+        """So many tokens of another batch, or as many as there is memory for beside what runs."""
         free = self._memory.free
         if not (self._running and self._bytes_per_token) or free is None:
-            return True
-        return self._beside + tokens <= self.high_water + free / self._bytes_per_token
+            return tokens
+        return min(tokens, self._spare + int(free / self._bytes_per_token))
+
+    @property
+    def _spare(self) -> int:
+        """Tokens that are ours, where the fewest run."""
+        return max(0, self._together - self._running // self._memory.devices)
 
     def allowed(self, tokens: int) -> int:
         """So many tokens, or as many as there is memory for; 1 at least."""
@@ -198,8 +192,10 @@ class Ceiling:
         return grows and self._memory.tight
 
     def ran(self, tokens: int) -> None:
-        """So many tokens at once went well."""
-        self.high_water = max(self.high_water, tokens)
+        """A batch of so many tokens went well, and so did what ran beside it so far."""
+        self._largest(tokens)
+        self._together = max(self._together, self._running // self._memory.devices)
+        self.stopped(tokens)
         if self._limit is None:
             return
         self._good_runs += 1
@@ -208,5 +204,13 @@ class Ceiling:
 
     def ran_out(self, tokens: int) -> None:
         """Memory did not suffice for a batch of so many tokens."""
+        self.stopped(tokens)
+        self._cut(tokens)
+
+    def _largest(self, tokens: int) -> None:
+        self.high_water = max(self.high_water, tokens)
+        self._together = max(self._together, tokens)
+
+    def _cut(self, tokens: int) -> None:
         self._limit, self._good_runs = max(1.0, tokens / 2), 0
-        self.high_water = min(self.high_water, int(self._limit))
+        self.high_water = self._together = min(self.high_water, int(self._limit))

@@ -63,8 +63,8 @@ class Costed(Protocol):
     def allowed(self, tokens: int) -> int:
         """So many tokens per batch, or as many as there is memory for."""
 
-    def fits(self, lengths: Iterable[int]) -> bool:
-        """Whether there is memory for a batch of them, beside what runs."""
+    def room(self, tokens: int) -> int:
+        """So many tokens of another batch, or as many as there is memory for beside what runs."""
 
 
 M = TypeVar("M", bound=Costed)
@@ -196,8 +196,8 @@ class Schedule(Generic[M]):
     def take(self, free: int) -> tuple[M, list[Entry]] | None:
         """The next batch and its model, taken out of line.
 
-        None when nothing waits, or when the model whose turn it is needs more cores, or memory
-        that its own runs hold: it is not passed by.
+        None when nothing waits, or when the model whose turn it is needs more cores, or its oldest
+        text memory that the model's own runs hold: it is not passed by.
 
         Args:
             free: idle cores; what waits is divided between the runs they can take, so that a lone
@@ -211,9 +211,11 @@ class Schedule(Generic[M]):
         if model.threads > free:
             return None
         share = self._tokens // (free // model.threads)
-        batch = self._batch(line, min(self.budget(model), max(share, _SHARE_FLOOR)))
-        if not model.fits(entry.length for entry in batch):
+        budget, oldest = min(self.budget(model), max(share, _SHARE_FLOOR)), line.oldest.length
+        room = model.room(max(budget, oldest))
+        if room < oldest:
             return None
+        batch = self._batch(line, min(budget, room))
         client.went(line.lane)
         for entry in batch:
             self._shares.charge(entry.line.client, entry.length)

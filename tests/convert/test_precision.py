@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from embedding_server.catalog.local import read_directory
 from embedding_server.convert import ConvertError, convert, stored_precision
+from embedding_server.convert import graph as graphs
 from embedding_server.convert.checkpoint import Checkpoint, weight_files
 from embedding_server.core import Precision, normalized
 from embedding_server.runtime.session import OnnxSession, Threads
@@ -88,6 +89,19 @@ def test_rows(tmp_path: Path) -> None:
         assert rows.dtype == whole.dtype == np.dtype(np.float32)
         with pytest.raises(ConvertError, match=r"model\.safetensors"):
             weights.rows(name, len(whole), len(whole) + 1)
+
+
+def test_tensors_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What several threads write in parts is what one writes in one piece, to the last byte."""
+    directory = stored_in(tmp_path / "model", Precision.BF16)
+    spec, written = read_directory(directory, "m"), []
+    for size, name in ((1 << 23, "whole"), (1000, "parts")):
+        monkeypatch.setattr(graphs, "_PART_BYTES", size)
+        path = convert(spec, tmp_path / name)
+        written.append((path.parent / f"{path.name}_data").read_bytes())
+    whole, parts = written
+    assert len(whole) > 50_000
+    assert parts == whole
 
 
 def test_odd_indexes(tmp_path: Path) -> None:

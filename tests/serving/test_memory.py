@@ -83,7 +83,8 @@ def test_growth_is_measured_against_what_is_free() -> None:
     """Beyond the largest batch so far, free bytes decide; one token always goes."""
     one = ceiling(850)
     assert one.allowed(1000) == 10
-    one.ran(50)
+    starting(one, 50).ran(50)
+    one._memory._taken = 0
     assert one.allowed(1000) == 60
     assert ceiling(850, 0.0).allowed(1000) == 1000
     assert Ceiling(MEMORY).allowed(1000) == 1000
@@ -104,20 +105,54 @@ def test_free_memory_is_given_once() -> None:
     assert one.allowed(1000) == 20
 
 
+def starting(one: Ceiling, *batches: int) -> Ceiling:
+    """The same, with batches of so many tokens running."""
+    for tokens in batches:
+        one.starts(tokens)
+    return one
+
+
 def test_what_runs_at_once_counts() -> None:
-    """A batch that would need more beside another one than ever ran waits for it, if need be."""
-    one = ceiling(940)
-    assert one.starts(40) == 40
-    assert one.fits(10) is False
-    one.ends(40)
+    """Beside others there is room for what ran at once before, and for what is free."""
+    one = ceiling(950)
+    assert one.room(1000) == 1000  # it has the card for itself
+    assert starting(one, 40).room(1000) == 0
     one.ran(40)
-    assert one.fits(1000)  # it has the card for itself
-    assert one.starts(20) == 20
-    assert one.fits(20)
-    assert not one.fits(21)
-    assert one.starts(20) == 40
-    assert not one.fits(1)
-    assert ceiling(1000, 0.0).fits(1000)
+    assert starting(one, 30).room(1000) == 10
+    assert starting(one, 10).room(1000) == 0
+    one.ran(10)
+    one.ran(30)
+    assert starting(one, 40, 0).room(1000) == 0
+    assert starting(ceiling(950, 0.0), 40).room(1000) == 1000
+
+
+def test_two_at_once_are_not_one_twice_as_large() -> None:
+    """What two batches took beside one another is theirs; one text that long would be growth."""
+    one = starting(ceiling(850), 30, 30)
+    one.ran(30)
+    one.ran(30)
+    one._memory._monitor = FakeMonitor(970)
+    one._memory.poll()
+    assert starting(one, 30).room(1000) == 30
+    one.stopped(30)
+    assert one.allowed(1000) == 30
+    assert one.holds_back(31)
+
+
+def test_growth_is_counted_once() -> None:
+    """What a batch that runs is going to take is neither free nor taken twice."""
+    one = ceiling(0)  # 95 tokens are free
+    assert starting(one, 30).room(1000) == 65
+    assert starting(one, 30).room(1000) == 35
+    assert starting(one, 30).room(1000) == 5
+
+
+def test_memory_that_runs_out_beside_another_batch() -> None:
+    """What did not fit at once is not remembered as if it had, when the other one ends well."""
+    one = starting(ceiling(700), 60, 60)
+    one.ran_out(60)
+    one.ran(60)
+    assert "together=60, limit=30.0" in repr(one)
 
 
 class Two(FakeMonitor):
@@ -131,13 +166,18 @@ class Two(FakeMonitor):
 
 def test_several_cards() -> None:
     """A batch goes where the fewest tokens run: beside half of them, on two cards."""
-    one = Ceiling(gate(Two(950)))
+    one = starting(Ceiling(gate(Two(950))), 40)
     one._bytes_per_token = 10.0
+    assert one.room(1000) == 0
     one.ran(40)
-    assert [one.starts(40), one.starts(40)] == [40, 60]
-    one.ends(40)
-    assert one.fits(20)
-    assert not one.fits(21)
+    assert starting(one, 40).room(1000) == 20
+    assert starting(one, 40).room(1000) == 0
+    one.ran(40)
+    one.ran(40)
+    assert "high_water=40, together=40" in repr(one)
+    one._memory._monitor = FakeMonitor(None)
+    one._memory.poll()
+    assert one._memory.devices == 2
 
 
 def test_learning_on_several_cards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +282,7 @@ async def test_out_of_memory_is_latency(device: Device) -> None:
     assert np.stack(rows)[:, 1].tolist() == list(range(6))
     assert session.batches == [[10] * 6, [10] * 3, [10] * 3]
     assert session.lean == [False, True, True]
-    assert repr(line.ceiling) == "Ceiling(running=0, high_water=30, limit=30.0)"
+    assert repr(line.ceiling) == "Ceiling(running=0, high_water=30, together=30, limit=30.0)"
 
 
 async def test_memory_is_remembered_and_tried_again(device: Device) -> None:
@@ -329,9 +369,22 @@ async def test_two_batches_on_a_full_card() -> None:
     memory.poll()
     session.running = threading.Semaphore(0)
     await two_at_once(expected=True)
-    assert line.ceiling.high_water == 120
+    assert line.ceiling.high_water == 60
     monitor.used = 970
     memory.poll()
     session.running = threading.Semaphore(0)
     await two_at_once(expected=True)
     device.stop()
+
+
+async def test_fp32_has_memory_of_its_own(device: Device) -> None:
+    """A row that is run again in fp32, and does not fit there, says nothing of half precision."""
+    session, exact = FakeSession(nan=100), FakeSession()
+    exact.room = 1
+    line = batcher(device, session, lambda: exact)
+    await line.embed([ids(40)])
+    before = repr(line.ceiling)
+    with pytest.raises(RunError):
+        await line.embed([ids(10, 100)])
+    assert exact.batches == [[10], [10]]
+    assert repr(line.ceiling) == before

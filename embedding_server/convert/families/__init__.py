@@ -87,7 +87,10 @@ FAMILIES: dict[str, Family] = {
 
 def family_of(config: Mapping[str, Any]) -> Family:
     """The row of the architecture in a config.json; raises `ConvertError` where there is none."""
-    architecture = (config.get("architectures") or ["none"])[0]
+    architectures = config.get("architectures")
+    architecture = (
+        str(architectures[0]) if isinstance(architectures, list) and architectures else "none"
+    )
     if architecture not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise ConvertError(f"config.json is of the architecture {architecture}, not one of {known}")
