@@ -1,4 +1,4 @@
-"""What it costs to be seen: `python -m benchmarks.telemetry`, four minutes.
+"""What it costs to be seen: `python -m benchmarks.telemetry`, three minutes.
 
 Short single texts at 32 connections, asked in turn of servers that tell nobody, that send every
 trace, and that send every trace and every log event and count requests and tokens for limits.

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 from opentelemetry.sdk.resources import Resource
-from structlog.typing import EventDict
+from structlog.typing import EventDict, Processor
 
 from embedding_server import __version__
 from embedding_server.errors import SettingsError
@@ -34,22 +34,15 @@ def open_tracer(settings: Settings) -> tuple[Tracer, Close]:
     return Tracer(outbox.put, settings.otel_sample_ratio), close
 
 
-def open_logs(settings: Settings) -> tuple["LogSink", Close]:
-    """A structlog processor that sends a copy of every event; raises `SettingsError` as above."""
+def open_logs(settings: Settings) -> tuple[Processor, Close]:
+    """What sends a copy of every event; raises `SettingsError` as above."""
     outbox, close = _open(EventExporter, "events", settings)
-    return LogSink(outbox), close
 
-
-class LogSink:
-    """Sends events."""
-
-    def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
-
-    def __call__(self, _logger: Any, _method: str, event: EventDict) -> EventDict:
-        """Send a copy; a processor of structlog."""
-        self._outbox.put([(time.time_ns(), dict(event))])
+    def send(_logger: Any, _method: str, event: EventDict) -> EventDict:
+        outbox.put([(time.time_ns(), dict(event))])
         return event
+
+    return send, close
 
 
 def _open(

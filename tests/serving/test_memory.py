@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime.memory import Usage
 from embedding_server.runtime.providers import CPU
 from embedding_server.serving import memory as module
-from embedding_server.serving.batcher import RunError
+from embedding_server.serving.batcher import Batcher, RunError
 from embedding_server.serving.device import Device
 from embedding_server.serving.memory import Ceiling, MemoryGate
 from tests.conftest import Serve, parts_of
@@ -312,69 +314,64 @@ async def test_a_text_too_large_for_memory(device: Device) -> None:
     assert (await line.embed([ids(8)]))[0][0] == 8
 
 
-async def test_a_full_card_is_used_in_full() -> None:
-    """What ran before runs at 97 % of the memory; what would need more is cut to what ran."""
+@contextmanager
+def card(slots: int) -> Iterator[tuple[Batcher, FakeSession, Callable[[int], None]]]:
+    """A model alone on a card of 1,000 bytes, 5 a token, and what sets how many are in use."""
     monitor = FakeMonitor(500)
     memory = MemoryGate(monitor, 95.0, Metrics("test"))
-    device = Device(1, 64, memory, Metrics("test"))
+    device = Device(slots, 64, memory, Metrics("test"))
     device.start()
     session = FakeSession()
     line = batcher(device, session)
-    line.ceiling = Ceiling(memory)
     line.ceiling._bytes_per_token = 5.0
-    await line.embed([ids(16)] * 3)
-    monitor.used = 970
-    memory.poll()
-    del session.batches[:]
-    await line.embed([ids(16)] * 12)
-    assert session.batches == [[16] * 3] * 4
-    assert line.ceiling.holds_back(49)
-    assert not line.ceiling.holds_back(48)
-    monitor.used = 945
-    memory.poll()
-    assert line.ceiling.holds_back(49)
-    monitor.used = 700
-    memory.poll()
-    assert not line.ceiling.holds_back(49)
+
+    def used(size: int) -> None:
+        monitor.used = size
+        memory.poll()
+        memory.poll()  # what was taken shows with the second
+
+    yield line, session, used
     device.stop()
+
+
+async def test_a_full_card_is_used_in_full() -> None:
+    """What ran before runs at 97 % of the memory; what would need more is cut to what ran."""
+    with card(1) as (line, session, used):
+        await line.embed([ids(16)] * 3)
+        used(970)
+        del session.batches[:]
+        await line.embed([ids(16)] * 12)
+        assert session.batches == [[16] * 3] * 4
+        assert line.ceiling.holds_back(49)
+        assert not line.ceiling.holds_back(48)
+        used(945)
+        assert line.ceiling.holds_back(49)
+        used(700)
+        assert not line.ceiling.holds_back(49)
 
 
 async def test_two_batches_on_a_full_card() -> None:
     """Two at once run in full where two at once ran before; else one waits for the other."""
-    monitor = FakeMonitor(500)
-    memory = MemoryGate(monitor, 95.0, Metrics("test"))
-    device = Device(2, 64, memory, Metrics("test"))
-    device.start()
-    session = FakeSession()
-    line = batcher(device, session)
-    line.ceiling = Ceiling(memory)
-    line.ceiling._bytes_per_token = 5.0
-    await line.embed([ids(60)])
-    session.running = threading.Semaphore(0)
+    with card(2) as (line, session, used):
 
-    async def two_at_once(*, expected: bool) -> None:
-        session.block()
-        both = asyncio.gather(line.embed([ids(60)], "a"), line.embed([ids(60)], "b"))
-        await asyncio.to_thread(session.running.acquire)
-        again = await asyncio.to_thread(session.running.acquire, timeout=0.2)
-        assert again is expected
-        session.release()
-        await both
+        async def together() -> bool:
+            session.running = threading.Semaphore(0)
+            session.block()
+            both = asyncio.gather(line.embed([ids(60)], "a"), line.embed([ids(60)], "b"))
+            await asyncio.to_thread(session.running.acquire)
+            at_once = await asyncio.to_thread(session.running.acquire, timeout=0.2)
+            session.release()
+            await both
+            return at_once
 
-    monitor.used = 970
-    memory.poll()
-    await two_at_once(expected=False)
-    monitor.used = 500
-    memory.poll()
-    memory.poll()
-    session.running = threading.Semaphore(0)
-    await two_at_once(expected=True)
-    assert line.ceiling.high_water == 60
-    monitor.used = 970
-    memory.poll()
-    session.running = threading.Semaphore(0)
-    await two_at_once(expected=True)
-    device.stop()
+        await line.embed([ids(60)])
+        used(970)
+        assert not await together()
+        used(500)
+        assert await together()
+        assert line.ceiling.high_water == 60
+        used(970)
+        assert await together()
 
 
 async def test_fp32_has_memory_of_its_own(device: Device) -> None:
