@@ -6,8 +6,9 @@ CLIENTS := .venv-clients/installed
 FUZZER := .venv-fuzz/installed
 DEPLOY := .venv-deploy/installed
 SUPPLY := .venv-supply/installed
+CARD := .venv-card/installed
 
-.PHONY: run test test-all test-clients image-test fuzz audit sbom lint format bench bench-gpu \
+.PHONY: run test test-all test-clients test-card image-test fuzz audit sbom lint format bench bench-gpu \
 	bench-overload bench-memory soak lock clean
 .DEFAULT_GOAL := run
 
@@ -19,10 +20,14 @@ test: $(INSTALLED)
 
 # Adds what needs Debian's chromium, chromium-driver, prometheus and nginx-light, the real clients, and
 # requests made up from our OpenAPI document. Kubernetes' schemas and a linter of Dockerfiles have an
-# environment of their own.
-test-all: $(INSTALLED) $(FUZZER) $(DEPLOY) $(SUPPLY) test-clients
+# environment of their own, and so has onnxruntime-gpu, which gcc makes a card for that computes nothing.
+test-all: $(INSTALLED) $(FUZZER) $(DEPLOY) $(SUPPLY) $(CARD) test-clients
 	$(BIN)/pytest -m "not gpu and not image"
 	$(BIN)/python -m tests.fuzz --examples 100
+
+# The server on such a card; `pytest -m gpu` is for real ones, where onnxruntime-gpu is installed.
+test-card: $(INSTALLED) $(CARD)
+	$(BIN)/pytest -m full tests/card
 
 # Needs root and the Debian packages buildah and mmdebstrap.
 image-test: $(INSTALLED)
@@ -98,6 +103,12 @@ $(SUPPLY): tests/supply/requirements.lock
 	.venv-supply/bin/python -m pip install --quiet --no-deps --require-hashes -r $<
 	touch $@
 
+$(CARD): tests/card/requirements.lock | $(INSTALLED)
+	rm -rf .venv-card
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --target .venv-card -r $<
+	rm -r .venv-card/nvidia/*/lib  # ours take its place
+	touch $@
+
 # Needs uv. No index address goes into a lock.
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-annotate --no-header
@@ -111,6 +122,8 @@ lock:
 	$(COMPILE) --no-config tests/fuzz/requirements.in -o tests/fuzz/requirements.lock
 	$(COMPILE) --no-config tests/deploy/requirements.in -o tests/deploy/requirements.lock
 	$(COMPILE) --no-config tests/supply/requirements.in -o tests/supply/requirements.lock
+	$(COMPILE) --no-config --no-deps -c requirements-cuda.lock tests/card/requirements.in \
+		-o tests/card/requirements.lock
 
 clean:
-	rm -rf .venv .venv-clients .venv-fuzz .venv-deploy .venv-supply .fuzz
+	rm -rf .venv .venv-clients .venv-fuzz .venv-deploy .venv-supply .venv-card .fuzz

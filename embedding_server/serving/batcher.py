@@ -16,7 +16,7 @@ from embedding_server.core import Item, Vector
 from embedding_server.observability.logging import described
 from embedding_server.observability.metrics import Metrics
 from embedding_server.observability.stages import Call, current_exemplar
-from embedding_server.runtime.session import OutOfMemoryError, Session
+from embedding_server.runtime.session import DeviceLostError, OutOfMemoryError, Session
 from embedding_server.serving.cost import Shape, Work
 from embedding_server.serving.device import Device, Run
 from embedding_server.serving.memory import Ceiling
@@ -131,6 +131,7 @@ class Batcher:
 
         Raises:
             RunError: the model failed on one of these texts.
+            DeviceLostError: the GPU will not work again.
         """
         job = Job(len(items), call if call and call.trace else None)
         schedule = self._device.schedule
@@ -144,6 +145,8 @@ class Batcher:
             self._device.stop_abandoned()
             raise
         if job.failed:  # not the future's exception, which would hold its own traceback
+            if self._device.lost:
+                raise DeviceLostError(self._device.lost)
             raise RunError("the model failed on this input")
         return job.vectors
 

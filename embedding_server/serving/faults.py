@@ -3,8 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from embedding_server.errors import BadRequest, ServiceError
+from embedding_server.errors import (
+    MIN_RETRY_SECONDS,
+    BadRequest,
+    ServiceError,
+    ServiceUnavailable,
+)
 from embedding_server.runtime.encoder import InputError
+from embedding_server.runtime.session import DeviceLostError
 from embedding_server.serving.batcher import RunError
 from embedding_server.serving.model import TextTooLong
 
@@ -28,6 +34,9 @@ def translated(name: Callable[[int], str], failed: type[ServiceError]) -> Iterat
         raise _too_long(name(exc.index), exc.limit) from exc
     except InputError as exc:
         raise BadRequest(f"{name(exc.index)} {exc}") from exc
+    except DeviceLostError as exc:
+        text = "a GPU is lost, the server ends"
+        raise ServiceUnavailable(text, reason="draining", retry_after=MIN_RETRY_SECONDS) from exc
     except RunError as exc:
         raise failed(str(exc)) from exc
 

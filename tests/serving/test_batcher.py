@@ -214,8 +214,8 @@ class Broken(FakeSession):
 
 
 async def test_lost_device(device: Device) -> None:
-    """Its requests fail, and the device does not serve any more."""
-    with pytest.raises(RunError):
+    """Its requests are told so, and the device does not serve any more."""
+    with pytest.raises(DeviceLostError):
         await batcher(device, Broken()).embed([ids(3)])
     assert device.lost.startswith("CUDA failure 700")
     assert device.problem == "a GPU is lost, the server ends"

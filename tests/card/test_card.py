@@ -1,0 +1,175 @@
+"""What a card's memory and faults do to those who are served."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from tests.card.conftest import INJECTED, Serve
+from tests.card.models import NUMBER
+from tests.process import Server
+
+_MANY = ["the of that was " * 6] * 64
+_ROUNDS, _SETTLED = 2000, 100
+_SECONDS = 30.0
+_MIB = 1 << 20
+
+
+def embed(server: Server, texts: list[str]) -> httpx.Response:
+    """Raw vectors of texts."""
+    body = {"model": "embedder", "input": texts, "normalize": False}
+    return server.post("/api/embed", json=body)
+
+
+def rerank(server: Server) -> httpx.Response:
+    """Scores of two documents."""
+    body = {"model": "scorer", "query": "the", "documents": ["of", "that"]}
+    return server.post("/api/rerank", json=body)
+
+
+def metric(server: Server, name: str) -> float:
+    """A metric's value, summed over its labels."""
+    lines = server.get("/metrics").text.splitlines()
+    found = [line for line in lines if line.startswith((f"{name} ", f"{name}{{"))]
+    return sum(float(line.split()[-1]) for line in found)
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """Wait until it holds: the card is looked at twice a second."""
+    deadline = time.monotonic() + _SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@contextmanager
+def full() -> Iterator[Callable[[], None]]:
+    """Another process has all memory of the card that nobody had; what is yielded ends it."""
+    command, pipe = [sys.executable, str(INJECTED / "sitecustomize.py")], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "full\n"
+
+        def end() -> None:
+            assert process.stdin
+            process.stdin.close()
+            process.wait()
+
+        yield end
+        end()
+
+
+def test_it_serves(serve: Serve) -> None:
+    """Vectors and scores come from the card, in half precision."""
+    with serve() as server:
+        (vector, *_) = embed(server, _MANY).json()["embeddings"]
+        assert vector == pytest.approx([NUMBER] * len(vector), rel=1e-3)
+        scores = [one["score"] for one in rerank(server).json()["results"]]
+        assert scores == pytest.approx([NUMBER] * 2, rel=1e-2)
+        for state in server.get("/health/status").json()["models"].values():
+            assert (state["provider"], state["precision"]) == ("CUDAExecutionProvider", "fp16")
+
+
+def test_a_full_card(serve: Serve) -> None:
+    """What ran before runs again in as many batches, and more than ever before in smaller ones."""
+    with serve() as server:
+
+        def batches(requests: int) -> float:
+            before = metric(server, "inference_batch_tokens_count")
+            with ThreadPoolExecutor(requests) as pool:
+                answers = list(pool.map(lambda _: embed(server, _MANY), range(requests)))
+            assert {answer.status_code for answer in answers} == {200}
+            return metric(server, "inference_batch_tokens_count") - before
+
+        alone = batches(1)
+        with full():
+            eventually(lambda: metric(server, "inference_gpu_memory_tight") == 1)
+            assert batches(1) == alone
+            batches(32)
+        eventually(lambda: metric(server, "inference_gpu_memory_tight") == 0)
+        assert metric(server, "inference_run_out_of_memory_total") == 0
+
+
+def test_a_card_that_fills_up(serve: Serve) -> None:
+    """Who comes before that is seen does not notice either."""
+    with serve() as server, full(), ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(lambda _: embed(server, _MANY), range(64)))
+        assert {answer.status_code for answer in answers} == {200}
+
+
+def test_memory_runs_out(serve: Serve) -> None:
+    """Batches become smaller until they fit into the arena, and nobody notices."""
+    with serve("--cuda-arena-size", "8M") as server, ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: embed(server, _MANY), range(32)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert metric(server, "inference_run_out_of_memory_total") > 0
+
+
+def test_a_model_that_does_not_fit(serve: Serve) -> None:
+    """It is loaded as soon as there is room; until then its clients are told to come back."""
+    with full() as end, serve(ready=False) as server:
+        eventually(lambda: "Failed to allocate" in server.get("/health/ready").text)
+        answer = embed(server, ["the"])
+        assert (answer.status_code, answer.json()["code"]) == (503, "MODEL_LOAD_ERROR")
+        assert "retry-after" in answer.headers
+        end()
+        server.until("/health/ready", _SECONDS)
+        assert embed(server, ["the"]).is_success
+
+
+def test_unloading_gives_memory_back(serve: Serve) -> None:
+    """All of what its arenas took."""
+    with serve() as server:
+        assert embed(server, _MANY).is_success
+
+        def used() -> float:
+            return metric(server, "gpu_memory_used_bytes")
+
+        eventually(lambda: used() > 0)
+        before = used()
+        assert server.post("/api/v1/models/embedder/unload").is_success
+        eventually(lambda: used() < before - _MIB)
+
+
+def test_alternating_models(serve: Serve) -> None:
+    """An embedder and a cross-encoder in turn, and memory stays what it was."""
+    with serve("--log-level", "error") as server:  # what nobody reads would fill a pipe
+        for number in range(_ROUNDS):
+            assert embed(server, ["the of that"] * 4).is_success
+            assert rerank(server).is_success
+            if number == _SETTLED:
+                time.sleep(1)
+                settled = metric(server, "gpu_memory_used_bytes")
+        time.sleep(1)
+        assert metric(server, "gpu_memory_used_bytes") < settled + _MIB
+
+
+def test_a_card_that_breaks(serve: Serve) -> None:
+    """Its clients are told to go elsewhere, and the process ends so that another one is started."""
+    with serve() as server:
+        assert embed(server, ["the"]).is_success
+        server.process.send_signal(signal.SIGUSR1)
+        answer = embed(server, ["the"])
+        assert (answer.status_code, answer.json()["code"]) == (503, "SERVICE_UNAVAILABLE")
+        assert "retry-after" in answer.headers
+        log, _ = server.process.communicate(timeout=_SECONDS)
+        assert server.process.returncode == 1
+        assert "CUDA failure 719" in log
+        assert "server.stopped" in log
+
+
+@pytest.mark.parametrize("cards", [2], indirect=True)
+def test_two_cards(serve: Serve) -> None:
+    """Both are used, and the memory of both is seen."""
+    with serve() as server, ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: embed(server, _MANY), range(32)))
+        lines = server.get("/metrics").text.splitlines()
+        used = [float(one.split()[-1]) for one in lines if one.startswith("gpu_memory_used_bytes{")]
+        assert len(used) == 2
+        assert all(used)
