@@ -29,7 +29,8 @@ from benchmarks.gpu_runs import CPU, CUDA, WAYS, Place, Run, SkipError, Vectors,
 from embedding_server.core import normalized
 
 _RESULTS = Path(__file__).with_name("results-gpu.json")
-_NATURAL = "natural"
+_NATURAL, _ALONE = "natural", "alone"
+"""The corpus, and one short text per batch."""
 _ERRORS = 3
 _HTTP_TIMES = 10
 _BATCHES = 3
@@ -146,6 +147,7 @@ class Bench:
             load: batches(lengths, self._options.tokens)[: None if load == _NATURAL else _BATCHES]
             for load, lengths in loads.items()
         }
+        split[_ALONE] = [[LENGTHS[0]]] * _BATCHES
         expected: dict[str, Vectors] = {}
         for way_name, way in WAYS.items():
             if self._options.ways and not any(one in way_name for one in self._options.ways):
@@ -304,7 +306,7 @@ def _options(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with tiny shapes")
     parser.add_argument("--no-parity", dest="parity", action="store_false")
     parser.add_argument("--no-http", dest="http", action="store_false")
-    parser.add_argument("--models", nargs="*", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--models", nargs="*", choices=[*SHAPES, *TINY], metavar="NAME")
     parser.add_argument("--ways", nargs="*", help="rows whose name has one of these in it")
     parser.add_argument("--tokens", type=int, help="in a batch")
     parser.add_argument("--texts", type=int, help="of the corpus")

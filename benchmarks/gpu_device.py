@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -74,14 +74,17 @@ class Card:
 
         def watch() -> None:
             while self._handle and not done.is_set():
-                watts.append(self._nvml.nvmlDeviceGetPowerUsage(self._handle) / 1000)
                 memory.append(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used / (1 << 20))
+                with suppress(self._nvml.NVMLError):  # slices of a card do not tell
+                    watts.append(self._nvml.nvmlDeviceGetPowerUsage(self._handle) / 1000)
                 done.wait(0.05)
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:
-            yield lambda: Draw(statistics.mean(watts), max(memory)) if watts else Draw()
+            yield lambda: Draw(
+                statistics.mean(watts) if watts else None, max(memory) if memory else None
+            )
         finally:
             done.set()
             thread.join()

@@ -47,7 +47,7 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
 
 
-def providers(place: Place, *, tf32: bool) -> list[Any]:
+def providers(place: Place, *, tf32: bool, captured: bool = False) -> list[Any]:
     """What a session is opened with."""
     if place.dry:
         return [CPU]
@@ -55,6 +55,7 @@ def providers(place: Place, *, tf32: bool) -> list[Any]:
         "device_id": "0",
         "use_tf32": str(int(tf32)),
         "enable_skip_layer_norm_strict_mode": "1",
+        "enable_cuda_graph": str(int(captured)),
     }
     return [(CUDA, options), CPU]
 
@@ -66,10 +67,12 @@ def opened(
     tf32: bool = False,
     target: Target = "cuda",
     joined: bool = True,
+    captured: bool = False,
 ) -> tuple[ort.InferenceSession, Packed]:
     """A session of the converted model, and its layout.
 
-    `joined`: with sums and biases put into the nodes that follow, as `convert` does.
+    `joined`: with sums and biases put into the nodes that follow, as `convert` does; `captured`:
+    runs become CUDA graphs.
     """
     cache, names = place.scratch / ("joined" if joined else "apart"), vars(build)
     joining = names["fused"]
@@ -85,7 +88,8 @@ def opened(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_mem_pattern = False
-    session = ort.InferenceSession(path, options, providers=providers(place, tf32=tf32))
+    given = providers(place, tf32=tf32, captured=captured)
+    session = ort.InferenceSession(path, options, providers=given)
     if not place.dry and session.get_providers()[0] != CUDA:
         raise SkipError(f"the session fell back to {session.get_providers()[0]}")
     declared = [Value(one.name, one.type, one.shape) for one in session.get_inputs()]
@@ -115,28 +119,39 @@ def bare(place: Place, batches: Sequence[Sequence[Ids]], **how: Any) -> list[Run
 def bound(place: Place, batches: Sequence[Sequence[Ids]], **how: Any) -> list[Run]:
     """The same with inputs that lie on the device already, and vectors that stay there.
 
-    What it is faster than `bare` is all that bound buffers could give.
+    What it is faster than `bare` is all that bound buffers could give; `captured`, and CUDA graphs.
     """
     session, layout = opened(place, **how)
 
-    def laid(texts: Sequence[Ids]) -> Run:
-        binding = session.io_binding()
+    def laid(number: int, texts: Sequence[Ids]) -> Run:
+        binding, options = session.io_binding(), ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(number))
         for name, value in layout.feeds(texts).items():
             if name == "total_sequence_length":
                 binding.bind_cpu_input(name, value)
             else:
                 given = ort.OrtValue.ortvalue_from_numpy(value, place.device, 0)
                 binding.bind_ortvalue_input(name, given)
-        binding.bind_output(_OUTPUT, place.device, 0)
+        rows = ort.OrtValue.ortvalue_from_shape_and_type(
+            [len(texts), place.spec.dimensions], np.float32, place.device, 0
+        )
+        binding.bind_ortvalue_output(_OUTPUT, rows)
 
         def run() -> Any:
-            session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding, options)
             binding.synchronize_outputs()
             return binding
 
         return run
 
-    return [laid(texts) for texts in batches]
+    return [laid(number, texts) for number, texts in enumerate(batches)]
+
+
+def captured(place: Place, batches: Sequence[Sequence[Ids]], **how: Any) -> list[Run]:
+    """`bound`, every batch as one CUDA graph, which its first run captures."""
+    if place.dry:
+        raise SkipError("CPUs have no CUDA graphs")
+    return bound(place, batches, captured=True, **how)
 
 
 def in_torch(place: Place, batches: Sequence[Sequence[Ids]], *, half: bool) -> list[Run]:
@@ -185,6 +200,7 @@ WAYS: dict[str, Way] = {
     "ours, fp16, two in flight": Way(prepare=partial(ours, precision=_FP16), threads=2),
     "bare session, fp16": Way(prepare=partial(bare, precision=_FP16)),
     "bound on the card, fp16": Way(prepare=partial(bound, precision=_FP16)),
+    "captured on the card, fp16": Way(prepare=partial(captured, precision=_FP16)),
     "fp16, nothing joined": Way(prepare=partial(bare, precision=_FP16, joined=False)),
     "graph for a CPU, fp32": Way(prepare=partial(bare, precision=_FP32, target="cpu")),
     "torch SDPA, fp16": Way(prepare=partial(in_torch, half=True)),

@@ -196,6 +196,7 @@ int nvmlDeviceGetMigMode(struct card *card, unsigned *now, unsigned *later) { re
 int nvmlDeviceIsMigDeviceHandle(struct card *card, unsigned *is) { *is = 0; return 0; }
 int nvmlDeviceGetCudaComputeCapability(struct card *card, int *major, int *minor) { *major = 9; *minor = 0; return 0; }
 int nvmlDeviceGetUtilizationRates(struct card *card, unsigned *rates) { return NVML_NOT_SUPPORTED; }
+int nvmlDeviceGetPowerUsage(struct card *card, unsigned *milliwatts) { return NVML_NOT_SUPPORTED; }
 int nvmlSystemGetDriverVersion(char *out, unsigned size) { strcpy(out, "580.1"); return 0; }
 int nvmlSystemGetCudaDriverVersion_v2(int *version) { *version = 13000; return 0; }
 int nvmlDeviceGetMemoryInfo(struct card *card, bytes *found) {

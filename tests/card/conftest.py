@@ -14,7 +14,7 @@ from tests.card.models import write_embedder, write_scorer
 from tests.process import Server, server
 
 _INSTALLED = Path(__file__).parents[2] / ".venv-card"
-_CARD_BYTES = 1 << 30
+_CARD_BYTES = 8 << 30
 INJECTED = Path(__file__).with_name("injected")
 """What every Python process on a card imports."""
 
@@ -47,18 +47,19 @@ def cards(request: pytest.FixtureRequest) -> int:
 )
 def card(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cards: int
-) -> None:
-    """What processes see from now on: real cards, or so many that compute nothing."""
+) -> str:
+    """What processes see from now on: real cards, `cuda`, or so many that compute nothing."""
     monkeypatch.setenv("PYTHONPATH", str(INJECTED))
     if request.param == "cuda":
         if cards > 1:
             pytest.skip("there may be one only")
-        return
+        return "cuda"
     state = tmp_path / "cards"
     state.write_bytes(struct.pack("QQ", _CARD_BYTES, 0) * cards)
     monkeypatch.setenv("CARDS", str(state))
     monkeypatch.setenv("LD_LIBRARY_PATH", str(request.getfixturevalue("libraries")))
     monkeypatch.setenv("PYTHONPATH", str(_INSTALLED), prepend=os.pathsep)
+    return "nothing"
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +72,7 @@ def card_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def serve(card: None, card_models: Path, cache: Path) -> Serve:
+def serve(card: str, card_models: Path, cache: Path) -> Serve:
     """A server with these models, which measures nothing at its start."""
     flags = ["--model-path", str(card_models), "--cache-dir", str(cache), "--providers", "cuda"]
     flags += ["--allowed-embedding-models", "embedder", "--allowed-rerank-models", "scorer"]
