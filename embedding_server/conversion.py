@@ -22,8 +22,9 @@ from embedding_server.convert.links import place
 from embedding_server.core import ModelSpec
 from embedding_server.errors import StartupError
 from embedding_server.runtime.cores import usable_cores
+from embedding_server.runtime.errors import SessionError
 from embedding_server.runtime.machine import look
-from embedding_server.runtime.session import SessionError, outputs
+from embedding_server.runtime.session import outputs
 from embedding_server.runtime.tokenizer import TokenizerError
 from embedding_server.serving.compute import compute_of
 from embedding_server.serving.plan import RunPlan

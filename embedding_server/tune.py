@@ -10,8 +10,9 @@ from embedding_server.convert import ConvertError
 from embedding_server.core import ModelSpec
 from embedding_server.errors import StartupError
 from embedding_server.runtime.cores import usable_cores
+from embedding_server.runtime.errors import SessionError
 from embedding_server.runtime.machine import look
-from embedding_server.runtime.session import SessionError, Threads
+from embedding_server.runtime.session import Threads
 from embedding_server.runtime.tokenizer import TokenizerError
 from embedding_server.server import SWITCH_SECONDS
 from embedding_server.serving import profile as profiles

@@ -9,8 +9,9 @@ import numpy as np
 
 from embedding_server.core import Ids, Precision, Rows
 from embedding_server.observability.metrics import Metrics
+from embedding_server.runtime.errors import OutOfMemoryError, SessionError
 from embedding_server.runtime.memory import MonitorError, Usage
-from embedding_server.runtime.session import OutOfMemoryError, SessionError, Stop, Threads
+from embedding_server.runtime.session import Stop, Threads
 from embedding_server.serving.batcher import Batcher
 from embedding_server.serving.cost import Cost
 from embedding_server.serving.device import Device

@@ -15,7 +15,8 @@ import pytest
 
 from embedding_server.catalog.local import read_directory
 from embedding_server.core import Overrides, Pooling, Precision
-from embedding_server.runtime.session import SessionError, Threads
+from embedding_server.runtime.errors import SessionError
+from embedding_server.runtime.session import Threads
 from embedding_server.serving.plan import RunPlan
 from embedding_server.serving.source import Source
 from tests.convert.test_families import FAMILIES, Golden

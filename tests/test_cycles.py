@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from embedding_server.runtime.session import OnnxSession, SessionError
+from embedding_server.runtime.errors import SessionError
+from embedding_server.runtime.session import OnnxSession
 from embedding_server.serving.batcher import Batcher
 from tests.conftest import Client, Serve, parts_of
 from tests.fakes import FakeSession

@@ -17,7 +17,7 @@ from PIL import Image
 
 from embedding_server.api import Face
 from embedding_server.observability.logging import adopt_loguru, configure, described
-from embedding_server.runtime.session import SessionError
+from embedding_server.runtime.errors import SessionError
 from embedding_server.settings import Settings
 from tests.api.test_own_kinds import write_all
 from tests.collector import collector

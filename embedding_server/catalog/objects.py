@@ -31,8 +31,9 @@ from embedding_server.core import (
 )
 from embedding_server.observability.logging import described
 from embedding_server.runtime.encoder import NO_IDS, InputError
+from embedding_server.runtime.errors import SessionError
 from embedding_server.runtime.providers import CPU
-from embedding_server.runtime.session import SessionError, Stop, Threads
+from embedding_server.runtime.session import Stop, Threads
 from embedding_server.runtime.tokenizer import MOST_CHARS_PER_TOKEN, Tokenizer
 
 _IMAGE_TOKENS = 1024

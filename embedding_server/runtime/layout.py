@@ -87,9 +87,9 @@ class Packed:
             raise LayoutError(f"the graph takes {', '.join(unknown)}, which is not known")
         self._sparse = pooling is Pooling.SPLADE
 
-    def feeds(self, texts: Sequence[Ids]) -> dict[str, Array]:
-        """See `Layout`."""
-        return packed.feeds(texts, self._names)
+    def feeds(self, texts: Sequence[Ids], width: int = 0) -> dict[str, Array]:
+        """See `Layout`; the longest text counts as long as `width` at least."""
+        return packed.feeds(texts, self._names, width)
 
     def vectors(self, value: Array, texts: Sequence[Ids]) -> Vectors:  # noqa: ARG002 - see `Layout`
         """See `Layout`."""

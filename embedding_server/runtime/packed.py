@@ -23,14 +23,14 @@ class Tokens:
 
     Args:
         texts: its texts.
-        rounded: count the longest as long as a multiple of 16.
+        width: count the longest as long as this.
     """
 
-    def __init__(self, texts: Sequence[Ids], *, rounded: bool = False) -> None:
+    def __init__(self, texts: Sequence[Ids], width: int = 0) -> None:
         self.ids = np.concatenate(texts)
         self.lengths = np.array([len(ids) for ids in texts])
         self.longest = int(self.lengths.max())
-        self.width = -(-self.longest // _ROUND) * _ROUND if rounded else self.longest
+        self.width = max(width, self.longest)
 
     @cached_property
     def starts(self) -> Array:
@@ -88,11 +88,17 @@ INPUTS: Mapping[str, Callable[[Tokens], Array]] = {
 }
 """Name of an input -> its value."""
 
+ON_HOST = ("total_sequence_length",)
+"""Those that stay on the host where others are on a GPU."""
+
 LEAST = ("input_ids", "lengths")
 """What graphs for a CPU take."""
 
 
-def feeds(texts: Sequence[Ids], names: Collection[str] = LEAST) -> dict[str, Array]:
-    """The inputs of that name."""
-    batch = Tokens(texts, rounded="steps" in names)
+def feeds(texts: Sequence[Ids], names: Collection[str] = LEAST, width: int = 0) -> dict[str, Array]:
+    """The inputs of that name; the longest text counts as long as `width` at least."""
+    if "steps" in names:
+        longest = max(map(len, texts))
+        width = max(width, -(-longest // _ROUND) * _ROUND)
+    batch = Tokens(texts, width)
     return {name: INPUTS[name](batch) for name in names}

@@ -13,6 +13,7 @@ import msgspec
 
 from embedding_server.core import Precision
 from embedding_server.errors import ProviderError
+from embedding_server.runtime.calls import Calls
 from embedding_server.runtime.machine import Machine
 from embedding_server.runtime.memory import Card
 from embedding_server.settings import Settings
@@ -31,6 +32,8 @@ ON_CPU: Providers = ((CPU, {}),)
 
 _AMPERE = (8, 0)
 """Compute capability from which there are TF32 and bfloat16."""
+_CAPTURED_BYTES = 256 << 20
+"""Of small batches, an assumption."""
 _IN_FLIGHT = 2
 """While one batch runs, the next one is copied."""
 _LEAST = {13: (7, 5)}
@@ -104,7 +107,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 class Compute(msgspec.Struct, frozen=True, kw_only=True):
     """What all sessions have in common; the default is the CPU.
 
-    Every GPU has `sessions` on it, with so many bytes of `weights`.
+    Every GPU has `sessions` on it, with so many bytes of `weights`; all of them make `calls`.
     """
 
     choice: Choice = Choice()
@@ -112,6 +115,7 @@ class Compute(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine = Machine()
     sessions: int = 1
     weights: int = 0
+    calls: Calls = msgspec.field(default_factory=Calls)
 
     @classmethod
     def of(cls, settings: Settings, machine: Machine, sizes: Sequence[int] = ()) -> "Compute":
@@ -254,6 +258,13 @@ def _cuda(wish: Wish, machine: Machine, part: Part) -> Options:
         "do_copy_in_default_stream": "1",
         "enable_skip_layer_norm_strict_mode": "1",
     }
+
+
+def capturing(providers: Providers, weights: int) -> Providers:
+    """What a session for CUDA graphs alone is opened with, beside one of the same weights."""
+    (name, options), *_ = providers
+    limit = str(weights + _CAPTURED_BYTES)
+    return [(name, options | {"enable_cuda_graph": "1", "gpu_mem_limit": limit})]
 
 
 def _tensorrt(wish: Wish, machine: Machine, part: Part) -> Options:

@@ -4,10 +4,10 @@ Sessions are called from the device's worker threads; they keep no state between
 threads may share one.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,44 +18,21 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from embedding_server.core import Ids, Item, Precision, Vectors
+from embedding_server.runtime.calls import Calls
+from embedding_server.runtime.captured import Captured, capture
+from embedding_server.runtime.errors import FellBackError, SessionError, translated
 from embedding_server.runtime.layout import Layout, LayoutError, Packed, Value
-from embedding_server.runtime.providers import CPU, ON_CPU, Providers
+from embedding_server.runtime.providers import CPU, CUDA, ON_CPU, Providers, capturing
 
 VERSION: str = ort.__version__
 """ONNX Runtime's version: part of what decides a vector's last bits."""
 
 _ARENA = "cpu:0"
-_NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory", "BFCArena")
-"""What ONNX Runtime's errors say where memory ran out."""
-_NO_DEVICE = re.compile(r"CUDA failure (214|220|226|700|702|709|71[04-9]|721|810|911)\b")
-"""CUDA's errors after which every further call fails: uncorrectable bits, a context that is gone,
-and those of which CUDA says that the process must be terminated and relaunched (driver_types.h,
-cudaError)."""
 _OPSET, _IR_VERSION = 18, 9
 _FATAL_ONLY = 4
 """Errors are raised, and logged by whoever they reach; a run that was stopped is none."""
 _WIDE_BELOW_BYTES, _PACKED_BELOW_BYTES = 512 << 20, 1 << 30
 """Up to the first size a wide session has a copy of the weights, up to the second a narrow one."""
-
-
-class SessionError(Exception):
-    """The graph could not be opened, or failed on a batch; the message is for the log."""
-
-
-class DeviceError(SessionError):
-    """The reason is the device, not the graph."""
-
-
-class OutOfMemoryError(DeviceError):
-    """The device has no room for this batch; a smaller one may do."""
-
-
-class DeviceLostError(DeviceError):
-    """The GPU will not work again for this process."""
-
-
-class FellBackError(DeviceError):
-    """ONNX Runtime opened the graph with another provider than it was asked for."""
 
 
 class Spinning(StrEnum):
@@ -165,6 +142,8 @@ class OnnxSession:
         providers: what it runs on.
         reproducible: run every text alone, on one thread, so that no bit of its vector depends on
             what else there is to do.
+        calls: who else calls CUDA.
+        captured: small batches are CUDA graphs if they can, with texts of so many tokens at most.
 
     Raises:
         FellBackError: it would run on another provider.
@@ -182,17 +161,22 @@ class OnnxSession:
         precision: Precision = Precision.FP32,
         providers: Providers = ON_CPU,
         reproducible: bool = False,
+        calls: Calls | None = None,
+        captured: int = 0,
     ) -> None:
         self.precision = precision
         (self.provider, options), *_ = providers
         on_cpu = self.provider == CPU
+        calls = calls or Calls()
+        self._calling = nullcontext if on_cpu else calls.shared
         self._arenas = "" if on_cpu else f"{_ARENA};gpu:{options['device_id']}"
         self.threads = _ONE_THREAD if reproducible else threads
         self._reproducible = reproducible
         weights = _Weights(path)
-        self._narrow = self._wide = _open(
-            path, self.threads, packed=weights.packed, providers=providers
-        )
+        with self._calling():
+            self._narrow = self._wide = _open(
+                path, self.threads, packed=weights.packed, providers=providers
+            )
         self.resident_bytes = weights.bytes
         if cores > self.threads.per_run and not reproducible and on_cpu:
             if weights.bytes <= _WIDE_BELOW_BYTES:
@@ -210,8 +194,22 @@ class OnnxSession:
         self.padded = self._layout.padded
         self._projections = None
         if projections and not self._layout.final:
-            self._projections = _open(projections, self.threads, providers=providers)
+            with self._calling():
+                self._projections = _open(projections, self.threads, providers=providers)
             self.resident_bytes += projections.stat().st_size
+        self._captured: Captured | None = None
+        halved = precision in (Precision.FP16, Precision.BF16)
+        small = halved and self.provider == CUDA and weights.bytes <= _WIDE_BELOW_BYTES
+        if captured and small and isinstance(self._layout, Packed):
+            self._captured = capture(
+                partial(_open, path, threads, providers=capturing(providers, weights.bytes)),
+                self._narrow,
+                self._layout,
+                where=("cuda", int(options["device_id"])),
+                max_tokens=captured,
+                calls=calls,
+            )
+            self.resident_bytes += weights.bytes * bool(self._captured)
 
     def run(
         self, items: Sequence[Item], *, wide: bool = False, stop: Stop | None = None
@@ -221,10 +219,13 @@ class OnnxSession:
             return [self.run([one], stop=stop)[0] for one in items]
         session, layout = self._wide if wide else self._narrow, self._layout
         options = stop.options if stop else None
-        if stop and stop.lean and self._arenas:
+        lean = bool(stop and stop.lean)
+        if stop and lean and self._arenas:
             stop.shrink(self._arenas)
-        with translated():
-            (value,) = session.run([layout.output], layout.feeds(items), options)
+        with translated(), self._calling():
+            value = self._captured.run(items) if self._captured and not lean else None
+            if value is None:
+                (value,) = session.run([layout.output], layout.feeds(items), options)
             vectors = layout.vectors(value, items)
             if self._projections:
                 (vectors,) = self._projections.run(None, {"vectors": vectors}, options)
@@ -263,23 +264,6 @@ def outputs(path: Path, ids: Ids) -> dict[str, NDArray[np.float32]]:
     names = [one.name for one in session.get_outputs()]
     with translated():
         return dict(zip(names, session.run(names, feeds), strict=True))
-
-
-@contextmanager
-def translated(where: str = "") -> Iterator[None]:
-    """Turn what ONNX Runtime raises into a `SessionError`; its message begins with `where`."""
-    try:
-        yield
-    except Exception as exc:  # ONNX Runtime's exceptions share no base class
-        raise _kind(exc)(where + str(exc)) from exc
-
-
-def _kind(exc: Exception) -> type[SessionError]:
-    if isinstance(exc, SessionError):
-        return type(exc)
-    if isinstance(exc, MemoryError) or any(words in str(exc) for words in _NO_MEMORY):
-        return OutOfMemoryError
-    return DeviceLostError if _NO_DEVICE.search(str(exc)) else SessionError
 
 
 class _Weights:

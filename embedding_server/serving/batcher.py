@@ -16,7 +16,8 @@ from embedding_server.core import Item, Vector
 from embedding_server.observability.logging import described
 from embedding_server.observability.metrics import Metrics
 from embedding_server.observability.stages import Call, current_exemplar
-from embedding_server.runtime.session import DeviceLostError, OutOfMemoryError, Session
+from embedding_server.runtime.errors import DeviceLostError, OutOfMemoryError
+from embedding_server.runtime.session import Session
 from embedding_server.serving.cost import Shape, Work
 from embedding_server.serving.device import Device, Run
 from embedding_server.serving.memory import Ceiling

@@ -22,7 +22,8 @@ import structlog
 from embedding_server.core import Precision, Vector, Vectors, values
 from embedding_server.observability.metrics import Metrics
 from embedding_server.observability.stages import Batch
-from embedding_server.runtime.session import DeviceLostError, OutOfMemoryError, Stop
+from embedding_server.runtime.errors import DeviceLostError, OutOfMemoryError
+from embedding_server.runtime.session import Stop
 from embedding_server.serving.cost import Shape
 from embedding_server.serving.memory import MemoryGate
 from embedding_server.serving.schedule import Entry, Schedule

@@ -10,7 +10,7 @@ from embedding_server.errors import (
     ServiceUnavailable,
 )
 from embedding_server.runtime.encoder import InputError
-from embedding_server.runtime.session import DeviceLostError
+from embedding_server.runtime.errors import DeviceLostError
 from embedding_server.serving.batcher import RunError
 from embedding_server.serving.model import TextTooLong
 

@@ -12,8 +12,8 @@ from embedding_server.convert import ConvertError
 from embedding_server.core import ModelSpec, Precision
 from embedding_server.observability.metrics import Metrics
 from embedding_server.runtime import foreign
+from embedding_server.runtime.errors import DeviceError, DeviceLostError, SessionError
 from embedding_server.runtime.foreign import ForeignIds
-from embedding_server.runtime.session import DeviceError, DeviceLostError, SessionError
 from embedding_server.runtime.tokenizer import TokenizerError
 from embedding_server.serving.batcher import Batcher
 from embedding_server.serving.calibration import calibrated

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import structlog
 
 from embedding_server.observability.metrics import Metrics
+from embedding_server.runtime.errors import OutOfMemoryError
 from embedding_server.runtime.memory import Monitor, MonitorError, Usage
 from embedding_server.runtime.providers import CPU
-from embedding_server.runtime.session import OutOfMemoryError, Session
+from embedding_server.runtime.session import Session
 from embedding_server.serving.tuning import batch
 
 _POLL_SECONDS, _COMPLAIN_SECONDS = 0.5, 60.0

@@ -13,13 +13,15 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The same for all models.
 
     `precision` None is what suits the device, and `qwen3` for safetensors of that family.
-    `threads_per_run` 0 and `warmup` (seconds) leave that to measurement.
+    `threads_per_run` 0 and `warmup` (seconds) leave that to measurement. `cuda_graphs`: small
+    batches are such where that is faster.
     """
 
     cache: Path
     precision: Precision | None = None
     qwen3: Precision = Precision.BF16
     reproducible: bool = False
+    cuda_graphs: bool = False
     threads_per_run: int = 0
     warmup: float = 0.0
     max_image_pixels: int = 1 << 24
@@ -34,6 +36,7 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
             precision=None if auto else Precision(settings.precision),
             qwen3=Precision(settings.qwen3_dtype),
             reproducible=settings.reproducible,
+            cuda_graphs=settings.cuda_graphs,
             threads_per_run=settings.threads_per_run,
             warmup=settings.warmup_ms / 1000,
             max_image_pixels=settings.max_image_pixels,

@@ -16,8 +16,9 @@ import msgspec
 import numpy as np
 import structlog
 
+from embedding_server.runtime.errors import OutOfMemoryError
 from embedding_server.runtime.providers import CPU
-from embedding_server.runtime.session import OutOfMemoryError, Session
+from embedding_server.runtime.session import Session
 from embedding_server.serving.cost import Cost, Shape
 from embedding_server.serving.tuning import Way, beside_load
 

@@ -28,18 +28,20 @@ from embedding_server.convert import (
 from embedding_server.core import Item, Kind, ModelSpec, Precision, Text, normalized
 from embedding_server.runtime.cores import sums_bytes_exactly
 from embedding_server.runtime.encoder import Encoder
+from embedding_server.runtime.errors import (
+    DeviceError,
+    FellBackError,
+    OutOfMemoryError,
+    SessionError,
+)
 from embedding_server.runtime.layout import Packed
 from embedding_server.runtime.providers import CPU, CUDA, TENSORRT, Compute, Part, Providers
 from embedding_server.runtime.replicas import Replicas
 from embedding_server.runtime.session import (
     VERSION,
-    DeviceError,
-    FellBackError,
     LayoutOf,
     OnnxSession,
-    OutOfMemoryError,
     Session,
-    SessionError,
     Threads,
     activations,
 )
@@ -146,7 +148,7 @@ class Source:
 
         Args:
             threads: of a run.
-            wide: a second session for lone runs, on all cores.
+            wide: a second session for lone runs, on all cores, or for small ones on a GPU.
             apart: run every text alone.
         """
         if self._spec.fastembed:
@@ -165,6 +167,8 @@ class Source:
                     precision=precision,
                     providers=providers,
                     reproducible=self._plan.reproducible or apart,
+                    calls=self._plan.compute.calls,
+                    captured=self.encoder.max_tokens * (wide and self._plan.cuda_graphs),
                 )
                 for providers, precision in self._providers
             ]

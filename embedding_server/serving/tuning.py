@@ -15,7 +15,8 @@ from contextlib import contextmanager
 import msgspec
 
 from embedding_server.core import Item
-from embedding_server.runtime.session import OutOfMemoryError, Session, Spinning, Threads
+from embedding_server.runtime.errors import OutOfMemoryError
+from embedding_server.runtime.session import Session, Spinning, Threads
 
 Open = Callable[[Threads], Session]
 """Opens the model's session with so many threads per run."""

@@ -217,6 +217,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             among=PROVIDERS,
         ),
     ] = ("auto",)
+    cuda_graphs: Annotated[
+        bool,
+        said(
+            "small batches on a GPU as CUDA graphs, where that is over 10 % faster; never tried on"
+            " a GPU yet"
+        ),
+    ] = False
     cuda_arena_size: Annotated[
         int,
         Field(

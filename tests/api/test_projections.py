@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from embedding_server.catalog.description import ModelFilesError
 from embedding_server.catalog.local import complete, read_directory
-from embedding_server.runtime.session import SessionError, Threads
+from embedding_server.runtime.errors import SessionError
+from embedding_server.runtime.session import Threads
 from embedding_server.runtime.tokenizer import Tokenizer
 from embedding_server.serving.plan import RunPlan
 from embedding_server.serving.source import Source

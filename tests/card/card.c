@@ -28,6 +28,7 @@ struct block { bytes size; struct card *card; };
 
 static struct card *cards;
 static int count, failure;
+static int captures;            /* under way, which forbid every thread what could break them */
 static bytes *mine;             /* what this process has of each */
 static const void *counter;     /* memory that was set to a value, to be read back as it is */
 static __thread int current, capturing;
@@ -47,12 +48,16 @@ __attribute__((destructor)) static void give_back(void) {
     for (int number = 0; number < count; number++) __sync_fetch_and_sub(&cards[number].used, mine[number]);
 }
 
+/* What calls answer that a capture forbids to all threads, and those that it forbids to its own */
+static int unsafe(void) { return captures ? cudaErrorStreamCaptureUnsupported : failure; }
+static int waiting(void) { return capturing ? cudaErrorStreamCaptureUnsupported : failure; }
+
 /* Memory */
 
 static int take(void **out, bytes wanted) {
     bytes size = (wanted + 2 * PAGE - 1) / PAGE * PAGE;
     struct card *card = cards + current;
-    if (failure) return failure;
+    if (unsafe()) return unsafe();
     if (__sync_add_and_fetch(&card->used, size) <= card->total) {
         struct block *block = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (block != MAP_FAILED) {
@@ -67,7 +72,7 @@ static int take(void **out, bytes wanted) {
 }
 
 static int drop(void *memory) {
-    if (!memory) return cudaSuccess;
+    if (!memory || unsafe()) return unsafe();
     struct block block = *(struct block *)((char *)memory - PAGE);
     munmap((char *)memory - PAGE, block.size);
     __sync_fetch_and_sub(&block.card->used, block.size);
@@ -100,7 +105,7 @@ cudaError_t cudaMemGetInfo(size_t *left, size_t *total) {
     *left = *total - cards[current].used;
     return failure;
 }
-cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind) { return copy(to, from, size, kind); }
+cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind) { return unsafe() ? unsafe() : copy(to, from, size, kind); }
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind kind, cudaStream_t stream) { return copy(to, from, size, kind); }
 cudaError_t cudaMemset(void *memory, int value, size_t size) { return fill(memory, value, size); }
 cudaError_t cudaMemsetAsync(void *memory, int value, size_t size, cudaStream_t stream) { return fill(memory, value, size); }
@@ -157,9 +162,9 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) { free(stream); return failur
 cudaError_t cudaEventCreate(cudaEvent_t *event) { *event = malloc(1); return failure; }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) { return cudaEventCreate(event); }
 cudaError_t cudaEventDestroy(cudaEvent_t event) { free(event); return failure; }
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return capturing ? cudaErrorStreamCaptureUnsupported : failure; }
-cudaError_t cudaDeviceSynchronize(void) { return capturing ? cudaErrorStreamCaptureUnsupported : failure; }
-cudaError_t cudaEventSynchronize(cudaEvent_t event) { return capturing ? cudaErrorStreamCaptureUnsupported : failure; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return waiting(); }
+cudaError_t cudaDeviceSynchronize(void) { return unsafe(); }
+cudaError_t cudaEventSynchronize(cudaEvent_t event) { return waiting(); }
 cudaError_t cudaGetLastError(void) { return failure; }
 cudaError_t cudaPeekAtLastError(void) { return failure; }
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, void (*function)(void *), void *data) { function(data); return failure; }
@@ -167,8 +172,18 @@ const char *cudaGetErrorName(cudaError_t error) { return error == cudaErrorMemor
 const char *cudaGetErrorString(cudaError_t error) { return error == cudaErrorMemoryAllocation ? "out of memory" : "unspecified launch failure"; }
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureStatus *status) { *status = capturing; return failure; }
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) { capturing = 1; return failure; }
-cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) { capturing = 0; *graph = malloc(1); return failure; }
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) {
+    __sync_fetch_and_add(&captures, 1);
+    capturing = 1;
+    return failure;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
+    usleep(20000);  /* so that others get in the way who are let */
+    __sync_fetch_and_sub(&captures, 1);
+    capturing = 0;
+    *graph = malloc(1);
+    return failure;
+}
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *ready, cudaGraph_t graph, bytes flags) { *ready = malloc(1); return failure; }
 
 /* The driver: its one kernel breaks the card for this process. */

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -173,3 +174,22 @@ def test_two_cards(serve: Serve) -> None:
         used = [float(one.split()[-1]) for one in lines if one.startswith("gpu_memory_used_bytes{")]
         assert len(used) == 2
         assert all(used)
+
+
+@pytest.mark.usefixtures("card")
+def test_cuda_graphs(card_models: Path) -> None:
+    """They give what plain runs give, and are captured while others run."""
+    command = [sys.executable, "-m", "tests.card.captures", str(card_models / "embedder")]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_server_with_cuda_graphs(serve: Serve) -> None:
+    """It looks whether they are faster, and serves either way."""
+    with serve("--cuda-graphs", "true") as server:
+        assert embed(server, ["the"]).is_success
+        server.process.terminate()
+        log, _ = server.process.communicate(timeout=_SECONDS)
+        assert log.count("graphs.captured") == 2
+        assert "graphs.not_captured" not in log
+        assert "graphs.differ" not in log

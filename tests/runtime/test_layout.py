@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from embedding_server.convert.graph import Graph
 from embedding_server.core import Pooling
+from embedding_server.runtime.errors import SessionError
 from embedding_server.runtime.layout import LayoutError, Padded, Value
-from embedding_server.runtime.session import OnnxSession, SessionError
+from embedding_server.runtime.session import OnnxSession
 from tests.fakes import ids
 
 IDS = Value("input_ids", "tensor(int64)", ["n", "t"])

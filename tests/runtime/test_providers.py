@@ -9,6 +9,7 @@ from embedding_server.catalog.local import read_directory
 from embedding_server.convert import convert
 from embedding_server.core import Precision
 from embedding_server.errors import ProviderError
+from embedding_server.runtime.errors import FellBackError
 from embedding_server.runtime.machine import Machine, look, sonames
 from embedding_server.runtime.providers import (
     CPU,
@@ -21,11 +22,12 @@ from embedding_server.runtime.providers import (
     Part,
     Wish,
     arena_limit,
+    capturing,
     choose,
     computes_in,
     providers_of,
 )
-from embedding_server.runtime.session import FellBackError, OnnxSession
+from embedding_server.runtime.session import OnnxSession
 from embedding_server.runtime.shapes import buckets, changing
 from embedding_server.settings import Settings
 from tests import machines
@@ -178,6 +180,13 @@ def test_the_settings_reach_the_options() -> None:
     assert Compute().providers(part) == ON_CPU
     limited = Settings(allowed_embedding_models=("a",), max_loaded_models=1, providers=("cuda",))
     assert Compute.of(limited, machines.H200, [5, 9, 7]).weights == 9
+
+
+def test_cuda_graphs() -> None:
+    """A session for them has the same options but for its memory: weights and some more."""
+    options = cuda(1, 5 << 30, "1")
+    found = capturing([(CUDA, options)], 1 << 20)
+    assert found == [(CUDA, options | {"enable_cuda_graph": "1", "gpu_mem_limit": "269484032"})]
 
 
 def test_tensorrt() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from embedding_server.core import Rows
 from embedding_server.observability.metrics import Metrics
-from embedding_server.runtime.session import DeviceLostError
+from embedding_server.runtime.errors import DeviceLostError
 from embedding_server.serving import device as module
 from embedding_server.serving.batcher import Batcher, RunError
 from embedding_server.serving.cost import Shape

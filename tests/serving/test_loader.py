@@ -11,7 +11,8 @@ import pytest
 
 from embedding_server.catalog.local import read_directory
 from embedding_server.core import Ids, ModelSpec, Precision, Rows
-from embedding_server.runtime.session import SessionError, Stop, Threads
+from embedding_server.runtime.errors import SessionError
+from embedding_server.runtime.session import Stop, Threads
 from embedding_server.serving.check import CheckError, check
 from embedding_server.serving.cost import Cost
 from embedding_server.serving.plan import RunPlan

@@ -15,19 +15,18 @@ from embedding_server.catalog.local import read_directory
 from embedding_server.convert import ConvertError, intact
 from embedding_server.core import ModelSpec, Precision, normalized
 from embedding_server.observability.metrics import Metrics
+from embedding_server.runtime.errors import (
+    DeviceLostError,
+    FellBackError,
+    OutOfMemoryError,
+    SessionError,
+    translated,
+)
 from embedding_server.runtime.foreign import ForeignIds
 from embedding_server.runtime.machine import Machine
 from embedding_server.runtime.providers import CPU, CUDA, TENSORRT, Compute
 from embedding_server.runtime.replicas import Replicas
-from embedding_server.runtime.session import (
-    DeviceLostError,
-    FellBackError,
-    OnnxSession,
-    OutOfMemoryError,
-    SessionError,
-    Threads,
-    translated,
-)
+from embedding_server.runtime.session import OnnxSession, Threads
 from embedding_server.serving.check import CheckError, tolerance
 from embedding_server.serving.device import Device
 from embedding_server.serving.loader import Loader, LoadError
