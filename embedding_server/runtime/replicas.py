@@ -25,7 +25,7 @@ class Replicas:
         """The least exact: of an older device and a newer one it is TF32."""
         self.resident_bytes = sum(one.resident_bytes for one in sessions)
         self._running = [0] * len(sessions)
-        """Tokens, of each."""
+        """Tokens of each, padding and all."""
         self._done = [0] * len(sessions)
         self._lock = threading.Lock()
 
@@ -36,7 +36,9 @@ class Replicas:
         self, items: Sequence[Item], *, wide: bool = False, stop: Stop | None = None
     ) -> Vectors:
         """See `Session`; called from several threads."""
-        with self._taken(sum(map(len, items))) as session:
+        lengths = [len(item) for item in items]
+        tokens = len(lengths) * max(lengths) if self.padded else sum(lengths)
+        with self._taken(tokens) as session:
             return session.run(items, wide=wide, stop=stop)
 
     def sample(self, tokens: int) -> Item:

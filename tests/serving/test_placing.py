@@ -298,6 +298,16 @@ async def test_a_batch_goes_to_the_card_with_less_to_do() -> None:
     assert (both.resident_bytes, both.threads, both.has_wide) == (2, one.threads, False)
 
 
+def test_padding_is_something_to_do() -> None:
+    """Where graphs pad, a batch of one long text and a short one counts as two long ones."""
+    one, other = FakeSession(), FakeSession()
+    one.padded = other.padded = True
+    both = Replicas([one, other])
+    for lengths in ((9, 1), (15,), (2,)):  # 18, 15, and so the second one again
+        both.run([ids(length) for length in lengths])
+    assert (one.batches, other.batches) == ([[9, 1]], [[15], [2]])
+
+
 def test_the_least_exact_card_decides() -> None:
     """How far vectors may be from one another follows from what computes least exactly."""
     old, new = FakeSession(), FakeSession()
