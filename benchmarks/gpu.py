@@ -306,7 +306,7 @@ def _options(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with tiny shapes")
     parser.add_argument("--no-parity", dest="parity", action="store_false")
     parser.add_argument("--no-http", dest="http", action="store_false")
-    parser.add_argument("--models", nargs="*", choices=[*SHAPES, *TINY], metavar="NAME")
+    parser.add_argument("--models", nargs="*", help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--ways", nargs="*", help="rows whose name has one of these in it")
     parser.add_argument("--tokens", type=int, help="in a batch")
     parser.add_argument("--texts", type=int, help="of the corpus")
@@ -314,6 +314,9 @@ def _options(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--deadline", type=float, default=3600.0, help="seconds; then rows skip")
     parser.add_argument("--out", type=Path, default=_RESULTS)
     options = parser.parse_args(given)
+    shapes = TINY if options.dry_run else SHAPES
+    if unknown := set(options.models or ()) - set(shapes):
+        parser.error(f"--models: {', '.join(unknown)} is none of {', '.join(shapes)}")
     defaults = (1024, 40, 0.0) if options.dry_run else (32_768, 1984, 1.0)
     for name, value in zip(("tokens", "texts", "seconds"), defaults, strict=True):
         if getattr(options, name) is None:

@@ -15,6 +15,7 @@ from embedding_server.convert import build, convert
 from embedding_server.convert.graph import Target
 from embedding_server.core import Ids, ModelSpec, Precision
 from embedding_server.runtime.layout import Packed, Value
+from embedding_server.runtime.packed import ON_HOST
 
 Vectors = NDArray[np.float32]
 Run = Callable[[], Any]
@@ -127,7 +128,7 @@ def bound(place: Place, batches: Sequence[Sequence[Ids]], **how: Any) -> list[Ru
         binding, options = session.io_binding(), ort.RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(number))
         for name, value in layout.feeds(texts).items():
-            if name == "total_sequence_length":
+            if name in ON_HOST:
                 binding.bind_cpu_input(name, value)
             else:
                 given = ort.OrtValue.ortvalue_from_numpy(value, place.device, 0)

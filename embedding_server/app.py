@@ -95,16 +95,7 @@ def create_app(settings: Settings) -> App:
     queue = _queue(settings, device, metrics)
     plan = RunPlan.of(settings, compute)
     loader = Loader(device, plan, Locator(settings), tokenizing, metrics)
-    registry = Registry(
-        catalog.models.values(),
-        loader,
-        locate=loader.locate,
-        patience=settings.queue_timeout_ms / 1000,
-        max_waiting=settings.max_queue_depth,
-        max_loaded=settings.max_loaded_models,
-        ttl=settings.model_ttl_seconds,
-        metrics=metrics,
-    )
+    registry = _registry(settings, catalog, loader, compute, metrics)
     engine = Engine(
         catalog,
         registry,
@@ -190,6 +181,22 @@ def _tracer(settings: Settings) -> tuple["Tracer | None", Callable[[], None]]:
 def _device(settings: Settings, slots: int, metrics: Metrics) -> Device:
     memory = MemoryGate(_monitor(settings), settings.gpu_pressure_threshold, metrics)
     return Device(slots, settings.max_batch_tokens, memory, metrics)
+
+
+def _registry(
+    settings: Settings, catalog: Catalog, loader: Loader, compute: Compute, metrics: Metrics
+) -> Registry:
+    return Registry(
+        catalog.models.values(),
+        loader,
+        locate=loader.locate,
+        patience=settings.queue_timeout_ms / 1000,
+        max_waiting=settings.max_queue_depth,
+        max_loaded=settings.max_loaded_models,
+        ttl=settings.model_ttl_seconds,
+        calling=compute.calls.shared,
+        metrics=metrics,
+    )
 
 
 def _queue(settings: Settings, device: Device, metrics: Metrics) -> AdmissionQueue:

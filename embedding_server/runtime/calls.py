@@ -1,7 +1,9 @@
 """Who may call CUDA: many at once, or one alone, while it captures a graph.
 
-A capture forbids every thread of the process what could break it, allocations above all: their
-calls would fail (`cudaStreamCaptureModeGlobal` in CUDA's runtime API, which ONNX Runtime uses).
+A capture forbids every thread of the process what could break it, to allocate and to free above
+all: such calls fail, and the capture with them (`cudaStreamCaptureModeGlobal` in CUDA's runtime
+API, which ONNX Runtime uses). Whoever wants to be alone waits for what is under way, however long a
+session takes to open, and others wait for it; a capture itself takes milliseconds.
 """
 
 import threading
@@ -10,7 +12,7 @@ from contextlib import contextmanager
 
 
 class Calls:
-    """Of all sessions of a process; called from several threads."""
+    """Those of sessions that share GPUs; called from several threads."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

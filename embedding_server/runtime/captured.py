@@ -11,10 +11,13 @@ this alone, and has one thread.
 """
 
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -35,7 +38,7 @@ Where = tuple[str, int]
 
 TEXTS, SIZES = 8, (16, 32, 64, 128, 256)
 """Texts and tokens of a graph; one of the texts at least is a filler."""
-_TRIED = ([np.arange(1, 5)], [np.arange(1, 2 + index) for index in range(4)])
+_FEW, _MANY = [np.arange(1, 5)], [np.arange(1, 2 + index) for index in range(4)]
 """A batch to capture with, and another one to see what it gives."""
 _RUNS, _GAIN = 20, 1.1
 _OFF = 1e-2
@@ -52,8 +55,9 @@ def capture(
     where: Where,
     max_tokens: int,
     calls: Calls,
+    graph: Path,
 ) -> "Captured | None":
-    """The graphs that are right and clearly faster; None where there are none.
+    """The CUDA graphs that are right and clearly faster; None where there are none.
 
     Args:
         open_session: gives one with `enable_cuda_graph`.
@@ -61,23 +65,26 @@ def capture(
         layout: how texts are laid out for both.
         where: on which GPU.
         max_tokens: how long a text may be.
-        calls: who else calls CUDA.
+        calls: who else calls CUDA; nobody else may capture.
+        graph: its file, for the log.
 
     Raises:
         DeviceLostError: the GPU will not work again.
     """
+    found = None
     try:
-        with translated():
-            with calls.shared():
-                found = Captured(open_session(), plain, layout, where)
-            found.capture([size for size in SIZES if size <= max_tokens], calls)
+        with translated(), calls.shared():
+            found = Captured(open_session(), plain, layout, where)
+        for tokens in (size for size in SIZES if size <= max_tokens):
+            with translated():
+                found.capture(tokens, calls)
     except DeviceLostError:
         raise
-    except SessionError as exc:
-        log.warning("graphs.not_captured", error=str(exc))
-        return None
-    log.info("graphs.captured", tokens=found.sizes)
-    return found if found.sizes else None
+    except SessionError as exc:  # smaller ones may serve all the same
+        log.warning("graphs.not_captured", graph=str(graph), error=str(exc))
+    sizes = found.sizes if found else []
+    log.info("graphs.chosen", graph=str(graph), tokens=sizes)
+    return found if sizes else None
 
 
 class Captured:
@@ -92,8 +99,14 @@ class Captured:
     ) -> None:
         self._session, self._plain = session, plain
         self._layout, self._where = layout, where
-        self._thread = ThreadPoolExecutor(1, "captured")
         self._graphs: dict[int, _Graph] = {}
+        self._work: SimpleQueue[_Work | None] = SimpleQueue()
+        # A daemon, so that a replay that hangs does not keep the process.
+        threading.Thread(target=_replays, args=(self._work,), name="graphs", daemon=True).start()
+
+    def __del__(self) -> None:
+        """The thread ends."""
+        self._work.put(None)
 
     def __repr__(self) -> str:
         return f"Captured({self.sizes})"
@@ -103,15 +116,16 @@ class Captured:
         """Tokens of each graph."""
         return list(self._graphs)
 
-    def capture(self, sizes: Sequence[int], calls: Calls) -> None:
-        """Capture graphs of so many tokens, and keep those that serve."""
-        for tokens in sizes:
-            one, other = (self._feeds(texts, tokens) for texts in _TRIED)
-            rows = self._run_plainly(one)
-            graph = _Graph(self._session, tokens, one, rows, self._where)
-            with calls.alone():
-                self._thread.submit(graph, one).result()
-            if self._serves(graph, other):
+    def capture(self, tokens: int, calls: Calls) -> None:
+        """Capture a graph of so many tokens, and keep it if it serves."""
+        with calls.shared():
+            feeds = self._feeds(_FEW, tokens)
+            rows = self._run_plainly(feeds)
+            graph = _Graph(self._session, tokens, feeds, rows, self._where)
+        with calls.alone():
+            self._replay(graph, feeds)
+        with calls.shared():
+            if self._serves(graph, tokens):
                 self._graphs[tokens] = graph
 
     def run(self, texts: Sequence[Ids]) -> Array | None:
@@ -125,20 +139,39 @@ class Captured:
         return self._layout.feeds(filled(texts, tokens), tokens)
 
     def _replay(self, graph: "_Graph", feeds: Feeds) -> Array:
-        return self._thread.submit(graph, feeds).result()
+        outcome: Future[Array] = Future()
+        self._work.put((partial(graph, feeds), outcome))
+        return outcome.result()
 
     def _run_plainly(self, feeds: Feeds) -> Array:
         (value,) = self._plain.run([self._layout.output], feeds)
         return np.asarray(value)
 
-    def _serves(self, graph: "_Graph", feeds: Feeds) -> bool:
-        """Whether it gives what a plain run does, clearly faster."""
+    def _serves(self, graph: "_Graph", tokens: int) -> bool:
+        """Whether it gives what a plain run does, clearly faster than one of its smallest batch."""
+        feeds = self._feeds(_MANY, tokens)
         rows, expected = self._replay(graph, feeds), self._run_plainly(feeds)
         if not np.abs(rows - expected).max() <= _OFF * np.abs(expected).max():
-            log.warning("graphs.differ", tokens=len(feeds["input_ids"]))
+            log.warning("graphs.differ", tokens=tokens)
             return False
-        seconds = _seconds(partial(self._replay, graph), feeds)
-        return _seconds(self._run_plainly, feeds) > _GAIN * seconds
+        smaller = max((size for size in SIZES if size < tokens), default=TEXTS - 1)
+        smallest = [np.ones(smaller - TEXTS + 2, np.int64)]
+        plain = _seconds(lambda: self._run_plainly(self._layout.feeds(smallest)))
+        return plain > _GAIN * _seconds(lambda: self._replay(graph, self._feeds(smallest, tokens)))
+
+
+_Work = tuple[Callable[[], Array], Future[Array]]
+
+
+def _replays(work: "SimpleQueue[_Work | None]") -> None:
+    """The thread of a session's graphs."""
+    while one := work.get():
+        run, outcome = one
+        try:
+            outcome.set_result(run())
+        except BaseException as exc:  # noqa: BLE001 - it is raised where it is waited for
+            outcome.set_exception(exc)
+        del one, run, outcome  # or the last graph would live as long as nothing runs
 
 
 class _Graph:
@@ -191,11 +224,11 @@ def filled(texts: Sequence[Ids], tokens: int) -> list[Ids]:
     return [*texts, *(np.ones(length, np.int64) for length in lengths)]
 
 
-def _seconds(run: Callable[[Feeds], Array], feeds: Feeds) -> float:
+def _seconds(run: Callable[[], Array]) -> float:
     """The median of some runs."""
     times = []
     for _ in range(_RUNS):
         started = time.perf_counter()
-        run(feeds)
+        run()
         times.append(time.perf_counter() - started)
     return statistics.median(times)

@@ -23,14 +23,14 @@ class Tokens:
 
     Args:
         texts: its texts.
-        width: count the longest as long as this.
+        width: as long as the longest counts; no shorter than it is.
     """
 
-    def __init__(self, texts: Sequence[Ids], width: int = 0) -> None:
+    def __init__(self, texts: Sequence[Ids], width: int) -> None:
         self.ids = np.concatenate(texts)
         self.lengths = np.array([len(ids) for ids in texts])
         self.longest = int(self.lengths.max())
-        self.width = max(width, self.longest)
+        self.width = width
 
     @cached_property
     def starts(self) -> Array:
@@ -97,8 +97,8 @@ LEAST = ("input_ids", "lengths")
 
 def feeds(texts: Sequence[Ids], names: Collection[str] = LEAST, width: int = 0) -> dict[str, Array]:
     """The inputs of that name; the longest text counts as long as `width` at least."""
+    longest = max(map(len, texts))
     if "steps" in names:
-        longest = max(map(len, texts))
-        width = max(width, -(-longest // _ROUND) * _ROUND)
-    batch = Tokens(texts, width)
+        longest = -(-longest // _ROUND) * _ROUND
+    batch = Tokens(texts, max(width, longest))
     return {name: INPUTS[name](batch) for name in names}

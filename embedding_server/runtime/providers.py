@@ -32,8 +32,6 @@ ON_CPU: Providers = ((CPU, {}),)
 
 _AMPERE = (8, 0)
 """Compute capability from which there are TF32 and bfloat16."""
-_CAPTURED_BYTES = 256 << 20
-"""Of small batches, an assumption."""
 _IN_FLIGHT = 2
 """While one batch runs, the next one is copied."""
 _LEAST = {13: (7, 5)}
@@ -125,6 +123,8 @@ class Compute(msgspec.Struct, frozen=True, kw_only=True):
             ProviderError: a provider that is named cannot be used.
         """
         most = sorted(sizes, reverse=True)[: settings.max_loaded_models or None]
+        if settings.cuda_graphs:
+            most += most  # a model may have a second session for them
         return cls(
             choice=choose(settings.providers, machine),
             wish=Wish(
@@ -260,11 +260,10 @@ def _cuda(wish: Wish, machine: Machine, part: Part) -> Options:
     }
 
 
-def capturing(providers: Providers, weights: int) -> Providers:
-    """What a session for CUDA graphs alone is opened with, beside one of the same weights."""
+def capturing(providers: Providers) -> Providers:
+    """What a session for CUDA graphs alone is opened with, beside one of the same graph."""
     (name, options), *_ = providers
-    limit = str(weights + _CAPTURED_BYTES)
-    return [(name, options | {"enable_cuda_graph": "1", "gpu_mem_limit": limit})]
+    return [(name, options | {"enable_cuda_graph": "1"})]
 
 
 def _tensorrt(wish: Wish, machine: Machine, part: Part) -> Options:

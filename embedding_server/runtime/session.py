@@ -31,8 +31,9 @@ _ARENA = "cpu:0"
 _OPSET, _IR_VERSION = 18, 9
 _FATAL_ONLY = 4
 """Errors are raised, and logged by whoever they reach; a run that was stopped is none."""
-_WIDE_BELOW_BYTES, _PACKED_BELOW_BYTES = 512 << 20, 1 << 30
-"""Up to the first size a wide session has a copy of the weights, up to the second a narrow one."""
+_TWICE_BELOW_BYTES, _PACKED_BELOW_BYTES = 512 << 20, 1 << 30
+"""Up to the first size a second session, a wide one or that of CUDA graphs, has weights of its own;
+up to the second the first session has a copy."""
 
 
 class Spinning(StrEnum):
@@ -106,6 +107,10 @@ class Session(Protocol):
         """Whether a run may be wide."""
 
     @property
+    def own_cost_up_to(self) -> int:
+        """Tokens of batches that are run in another way than larger ones; 0: none is."""
+
+    @property
     def resident_bytes(self) -> int:
         """Size of the graph and its weights, as often as they are held."""
 
@@ -143,7 +148,7 @@ class OnnxSession:
         reproducible: run every text alone, on one thread, so that no bit of its vector depends on
             what else there is to do.
         calls: who else calls CUDA.
-        captured: small batches are CUDA graphs if they can, with texts of so many tokens at most.
+        graph_tokens: small batches are CUDA graphs if that is good, of texts of so many tokens.
 
     Raises:
         FellBackError: it would run on another provider.
@@ -162,8 +167,9 @@ class OnnxSession:
         providers: Providers = ON_CPU,
         reproducible: bool = False,
         calls: Calls | None = None,
-        captured: int = 0,
+        graph_tokens: int = 0,
     ) -> None:
+        self.own_cost_up_to = 0
         self.precision = precision
         (self.provider, options), *_ = providers
         on_cpu = self.provider == CPU
@@ -179,7 +185,7 @@ class OnnxSession:
             )
         self.resident_bytes = weights.bytes
         if cores > self.threads.per_run and not reproducible and on_cpu:
-            if weights.bytes <= _WIDE_BELOW_BYTES:
+            if weights.bytes <= _TWICE_BELOW_BYTES:
                 self._wide = _open(path, Threads(cores))
                 self.resident_bytes += weights.bytes
             elif weights.mapped:
@@ -199,17 +205,20 @@ class OnnxSession:
             self.resident_bytes += projections.stat().st_size
         self._captured: Captured | None = None
         halved = precision in (Precision.FP16, Precision.BF16)
-        small = halved and self.provider == CUDA and weights.bytes <= _WIDE_BELOW_BYTES
-        if captured and small and isinstance(self._layout, Packed):
+        small = halved and self.provider == CUDA and weights.bytes <= _TWICE_BELOW_BYTES
+        if graph_tokens and small and isinstance(self._layout, Packed):
             self._captured = capture(
-                partial(_open, path, threads, providers=capturing(providers, weights.bytes)),
+                partial(_open, path, self.threads, providers=capturing(providers)),
                 self._narrow,
                 self._layout,
                 where=("cuda", int(options["device_id"])),
-                max_tokens=captured,
+                max_tokens=graph_tokens,
                 calls=calls,
+                graph=path,
             )
-            self.resident_bytes += weights.bytes * bool(self._captured)
+        if self._captured:
+            self.resident_bytes += weights.bytes
+            self.own_cost_up_to = max(self._captured.sizes)
 
     def run(
         self, items: Sequence[Item], *, wide: bool = False, stop: Stop | None = None

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import math
+import os
 import resource
 import signal
 import socket
@@ -128,12 +129,16 @@ def run(settings: Settings) -> None:
     """
     close_log = configure(settings)
     try:
-        _serve(settings)
+        lost = _serve(settings)
     finally:
         close_log()
+    if lost:
+        sys.stdout.flush()
+        os._exit(_DEVICE_LOST)  # what is left of CUDA aborts where it is taken apart
 
 
-def _serve(settings: Settings) -> None:
+def _serve(settings: Settings) -> bool:
+    """Serve; whether a GPU was lost."""
     certificate = open_certificate(settings)
     app = create_app(settings)
     if certificate:
@@ -167,8 +172,7 @@ def _serve(settings: Settings) -> None:
     )
     server.run(sockets=[listener])
     log.info("server.stopped")
-    if app.lost:
-        sys.exit(_DEVICE_LOST)
+    return bool(app.lost)
 
 
 def _allow_files(wanted: int) -> int:

@@ -204,7 +204,8 @@ class Batcher:
         )
         if run.exact:
             self._metrics.run_fallbacks.labels(self.name).inc(shape.texts)
-        if run.exact or run.wide:  # costs are those of the session on one slot
+        # Costs are those of the session on one slot, run as most batches are.
+        if run.exact or run.wide or shape.tokens <= self.session.own_cost_up_to:
             return
         off = run.seconds / self.cost.seconds(shape) - 1
         self.cost = self.cost.corrected(1 + _SMOOTHING * min(1.0, off))

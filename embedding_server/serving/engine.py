@@ -98,6 +98,7 @@ class Engine:
         self.metrics = metrics
         self._max_text_chars = max_text_chars
         self._defaults = defaults
+        self._translated = partial(translated, refusal=queue.refusal)
 
     async def embed(
         self,
@@ -124,7 +125,7 @@ class Engine:
             if not spec.unidentified:
                 check_model(spec, inputs, options, kinds)
             images = any(isinstance(one, bytes) for one in inputs)
-            with translated(image_name if images else text_name, EmbeddingError):
+            with self._translated(image_name if images else text_name, EmbeddingError):
                 raw = await self._run(spec, texts, options, call)
             kind = raw.model.spec.kind
             finish = partial(
@@ -198,7 +199,7 @@ class Engine:
             return [*asking, *given] if given else []
 
         self._check_lengths([*queries, *documents], name_of)
-        with translated(name_of, RerankError):
+        with self._translated(name_of, RerankError):
             raw = await self._run(spec, texts, options, call)
         kind = raw.model.spec.kind
         found = await _off_loop(kind, partial(scores, kind, raw.vectors, count))
@@ -242,7 +243,10 @@ class Engine:
         spec = self.described(name)
 
         async def admitted() -> T:
-            with await self.registry.lease(spec) as model, translated(text_name, EmbeddingError):
+            with (
+                await self.registry.lease(spec) as model,
+                self._translated(text_name, EmbeddingError),
+            ):
                 work, lane = model.estimate(texts), Lane.of(len(texts))
                 with await self.queue.permit(work, lane, options.client):
                     return await asyncio.to_thread(read, model)

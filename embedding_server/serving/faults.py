@@ -3,12 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from embedding_server.errors import (
-    MIN_RETRY_SECONDS,
-    BadRequest,
-    ServiceError,
-    ServiceUnavailable,
-)
+from embedding_server.errors import BadRequest, ServiceError, ServiceUnavailable
 from embedding_server.runtime.encoder import InputError
 from embedding_server.runtime.errors import DeviceLostError
 from embedding_server.serving.batcher import RunError
@@ -26,8 +21,18 @@ def image_name(index: int) -> str:
 
 
 @contextmanager
-def translated(name: Callable[[int], str], failed: type[ServiceError]) -> Iterator[None]:
-    """What goes wrong inside as a client's error; `name` says what input an index stands for."""
+def translated(
+    name: Callable[[int], str],
+    failed: type[ServiceError],
+    refusal: Callable[[str, str], ServiceUnavailable],
+) -> Iterator[None]:
+    """What goes wrong inside as a client's error.
+
+    Args:
+        name: says what input an index stands for.
+        failed: the error where the model fails.
+        refusal: makes that for requests which another server may answer, of a reason and a text.
+    """
     try:
         yield
     except TextTooLong as exc:
@@ -35,8 +40,7 @@ def translated(name: Callable[[int], str], failed: type[ServiceError]) -> Iterat
     except InputError as exc:
         raise BadRequest(f"{name(exc.index)} {exc}") from exc
     except DeviceLostError as exc:
-        text = "a GPU is lost, the server ends"
-        raise ServiceUnavailable(text, reason="draining", retry_after=MIN_RETRY_SECONDS) from exc
+        raise refusal("draining", "a GPU is lost, the server ends") from exc
     except RunError as exc:
         raise failed(str(exc)) from exc
 

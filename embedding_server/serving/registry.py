@@ -9,6 +9,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from enum import StrEnum
 from functools import partial
 from typing import TypeVar
@@ -20,7 +21,7 @@ from embedding_server.errors import ModelLoadError, ServiceUnavailable, Unavaila
 from embedding_server.observability.metrics import Metrics
 from embedding_server.serving.loader import LoadError
 from embedding_server.serving.model import Model
-from embedding_server.serving.threads import in_daemon_thread, release
+from embedding_server.serving.threads import Calling, in_daemon_thread, release
 
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 60.0
 
@@ -110,6 +111,7 @@ class Registry:
         max_waiting: requests that may wait for one cold model.
         max_loaded: models that may be resident at once; 0 = all.
         ttl: seconds after which an unused one is unloaded; 0 = never.
+        calling: letting go of one happens in it.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class Registry:
         max_waiting: int,
         max_loaded: int = 0,
         ttl: float = 0.0,
+        calling: Calling = nullcontext,
         metrics: Metrics,
     ) -> None:
         self._freed = asyncio.Event()
@@ -131,6 +134,7 @@ class Registry:
         self._load, self._locate = load, locate
         self._patience = patience
         self._max_waiting = max_waiting
+        self._calling = calling
         self._metrics = metrics
         self._sweeping: asyncio.Task[None] | None = None
         for name, resident in self.residents.items():
@@ -357,7 +361,8 @@ class Registry:
         if resident.waiting:
             self._ensure(resident)
         # Freeing large memory takes a while.
-        threading.Thread(target=release, args=(models,), name="unload", daemon=True).start()
+        arguments = models, self._calling
+        threading.Thread(target=release, args=arguments, name="unload", daemon=True).start()
 
 
 def _way(name: str, model: Model) -> tuple[str, str, str]:

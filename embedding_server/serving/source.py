@@ -156,6 +156,8 @@ class Source:
             from embedding_server.catalog.objects import ObjectSession  # noqa: PLC0415
 
             return ObjectSession(self._spec, threads)
+        # Which sizes are graphs is measured anew at every load.
+        graphs = self._plan.cuda_graphs and wide and not (self._plan.reproducible or apart)
         try:
             sessions = [
                 OnnxSession(
@@ -168,7 +170,7 @@ class Source:
                     providers=providers,
                     reproducible=self._plan.reproducible or apart,
                     calls=self._plan.compute.calls,
-                    captured=self.encoder.max_tokens * (wide and self._plan.cuda_graphs),
+                    graph_tokens=self.encoder.max_tokens if graphs else 0,
                 )
                 for providers, precision in self._providers
             ]
@@ -246,7 +248,8 @@ class Source:
         version, and a GPU's kind.
         """
         where = provider if provider == CPU else self._where or provider
-        key = f"{self._identity} {self._spec.max_tokens} {where}"
+        graphs = " graphs" * (self._plan.cuda_graphs and provider != CPU)
+        key = f"{self._identity} {self._spec.max_tokens} {where}{graphs}"
         return hashlib.sha256(key.encode()).hexdigest()[:16]
 
     @property

@@ -4,7 +4,7 @@ import asyncio
 import ctypes
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import TypeVar
 
 from embedding_server.core import ModelSpec
@@ -12,11 +12,14 @@ from embedding_server.serving.loader import LoadError
 from embedding_server.serving.model import Model
 
 T = TypeVar("T")
+Calling = Callable[[], AbstractContextManager[None]]
+"""Waits until CUDA may be called: `Calls.shared`."""
 
 
-def release(models: list[Model | None]) -> None:
+def release(models: list[Model | None], calling: Calling) -> None:
     """Let go of models, and give their memory back to the system where the C library can."""
-    models.clear()
+    with calling():
+        models.clear()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)

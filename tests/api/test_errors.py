@@ -8,6 +8,7 @@ import pytest
 
 from embedding_server.api.parts import Parts
 from embedding_server.core import Precision
+from embedding_server.runtime.errors import DeviceLostError
 from embedding_server.runtime.session import Threads
 from embedding_server.serving import device
 from embedding_server.serving.model import Model
@@ -32,6 +33,7 @@ class Broken:
     precision = Precision.FP32
     padded = False
     has_wide = False
+    own_cost_up_to = 0
     resident_bytes = 1
     threads = Threads()
 
@@ -42,6 +44,14 @@ class Broken:
     def sample(self, tokens: int) -> Any:
         """See `Session`."""
         raise NotImplementedError
+
+
+class Lost(Broken):
+    """A session whose GPU is gone."""
+
+    def run(self, texts: Any, **_: Any) -> Any:
+        """See `Session`."""
+        raise DeviceLostError("CUDA failure 700: an illegal memory access was encountered")
 
 
 class Stuck(FakeSession):
@@ -57,6 +67,20 @@ def broken(client: Client) -> Client:
     """An application whose model fails."""
     model_of(client).batcher.session = Broken()
     return client
+
+
+async def test_a_lost_gpu(client: Client) -> None:
+    """Its requests are refused, and counted so: another server may answer them."""
+    model_of(client).batcher.session = Lost()
+    pair = {"model": "tiny", "query": "a", "documents": ["b"]}
+    asked = {"/api/embed": {"model": "tiny", "text": "a"}, "/api/rerank": pair}
+    for path, body in asked.items():
+        answer = await client.post(path, json=body)
+        assert (answer.status_code, answer.json()["code"]) == (503, "SERVICE_UNAVAILABLE")
+        assert "a GPU is lost" in answer.json()["error"]
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+    metrics = (await client.get("/metrics")).text
+    assert 'inference_rejections_total{reason="draining"} 2.0' in metrics
 
 
 async def test_unknown_paths_and_methods(client: Client) -> None:

@@ -1,4 +1,4 @@
-"""A program for a card: captures a model's graphs beside another that runs, and checks rows."""
+"""A program for a card: captures graphs beside sessions that come, run and go, and checks rows."""
 
 import itertools
 import sys
@@ -16,19 +16,25 @@ from embedding_server.core import Ids, Precision
 from embedding_server.runtime import captured
 from embedding_server.runtime.calls import Calls
 from embedding_server.runtime.captured import TEXTS
+from embedding_server.runtime.memory import Nvml
 from embedding_server.runtime.providers import CUDA
 from embedding_server.runtime.session import OnnxSession
 from tests.card.models import NUMBER
 
-_CAPTURES, _MAX_TOKENS = 5, 32
+_CAPTURES, _MAX_TOKENS, _MIB = 5, 32, 1 << 20
 _PROVIDERS = [(CUDA, {"device_id": "0", "enable_skip_layer_norm_strict_mode": "1"})]
 
 
-def _session(graph: Path, calls: Calls, max_captured: int = 0) -> OnnxSession:
+def _session(graph: Path, calls: Calls, graph_tokens: int = 0) -> OnnxSession:
     half = Precision.FP16
     return OnnxSession(
-        graph, 1, precision=half, providers=_PROVIDERS, calls=calls, captured=max_captured
+        graph, 1, precision=half, providers=_PROVIDERS, calls=calls, graph_tokens=graph_tokens
     )
+
+
+def used() -> int:
+    """Bytes of the first card."""
+    return Nvml(None).read()[0].used
 
 
 def _texts(count: int, length: int) -> list[Ids]:
@@ -38,7 +44,7 @@ def _texts(count: int, length: int) -> list[Ids]:
 def _main(model: Path, scratch: Path) -> None:
     graph = convert(read_directory(model, "m"), scratch, rounded=Precision.FP16, target="cuda")
     captured._GAIN = 0.0  # kernels that compute nothing take no time
-    calls, done = Calls(), threading.Event()
+    calls, done, before = Calls(), threading.Event(), used()
 
     def run() -> int:
         for count in itertools.count(1):
@@ -62,6 +68,9 @@ def _main(model: Path, scratch: Path) -> None:
         finally:
             done.set()
         assert beside.result() > 1
+    del session
+    left = used() - before
+    assert left < 2 * _MIB, left  # inputs and rows have an arena of the process
 
 
 if __name__ == "__main__":

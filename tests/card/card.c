@@ -28,13 +28,15 @@ struct block { bytes size; struct card *card; };
 
 static struct card *cards;
 static int count, failure;
-static int captures;            /* under way, which forbid every thread what could break them */
+static int captures, broken;    /* under way, which forbid every thread what breaks them, and do break */
+static int launch;              /* microseconds that a kernel takes to launch */
 static bytes *mine;             /* what this process has of each */
 static const void *counter;     /* memory that was set to a value, to be read back as it is */
 static __thread int current, capturing;
 
 __attribute__((constructor)) static void find(void) {
-    const char *path = getenv("CARDS");
+    const char *path = getenv("CARDS"), *microseconds = getenv("CARD_LAUNCH");
+    launch = microseconds ? atoi(microseconds) : 0;
     int file = path ? open(path, O_RDWR) : -1;
     struct stat found;
     if (file < 0 || fstat(file, &found)) return;
@@ -49,7 +51,11 @@ __attribute__((destructor)) static void give_back(void) {
 }
 
 /* What calls answer that a capture forbids to all threads, and those that it forbids to its own */
-static int unsafe(void) { return captures ? cudaErrorStreamCaptureUnsupported : failure; }
+static int unsafe(void) {
+    if (!captures) return failure;
+    broken = 1;
+    return cudaErrorStreamCaptureUnsupported;
+}
 static int waiting(void) { return capturing ? cudaErrorStreamCaptureUnsupported : failure; }
 
 /* Memory */
@@ -57,7 +63,8 @@ static int waiting(void) { return capturing ? cudaErrorStreamCaptureUnsupported 
 static int take(void **out, bytes wanted) {
     bytes size = (wanted + 2 * PAGE - 1) / PAGE * PAGE;
     struct card *card = cards + current;
-    if (unsafe()) return unsafe();
+    int error = unsafe();
+    if (error) return error;
     if (__sync_add_and_fetch(&card->used, size) <= card->total) {
         struct block *block = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (block != MAP_FAILED) {
@@ -72,7 +79,8 @@ static int take(void **out, bytes wanted) {
 }
 
 static int drop(void *memory) {
-    if (!memory || unsafe()) return unsafe();
+    int error = memory ? unsafe() : cudaSuccess;
+    if (!memory || error) return error;
     struct block block = *(struct block *)((char *)memory - PAGE);
     munmap((char *)memory - PAGE, block.size);
     __sync_fetch_and_sub(&block.card->used, block.size);
@@ -84,6 +92,7 @@ static int copy(void *to, const void *from, size_t size, enum cudaMemcpyKind kin
     if (failure) return failure;
     if (kind == cudaMemcpyDeviceToHost && from != counter) memset(to, PATTERN, size);
     else memmove(to, from, size);
+    if (from == counter) counter = 0;
     return cudaSuccess;
 }
 
@@ -97,7 +106,10 @@ cudaError_t cudaMalloc(void **out, size_t size) { return take(out, size); }
 cudaError_t cudaMallocFromPoolAsync(void **out, size_t size, cudaMemPool_t pool, cudaStream_t stream) { return take(out, size); }
 cudaError_t cudaFree(void *memory) { return drop(memory); }
 cudaError_t cudaFreeAsync(void *memory, cudaStream_t stream) { return drop(memory); }
-cudaError_t cudaMallocHost(void **out, size_t size) { return posix_memalign(out, PAGE, size + 1) ? cudaErrorMemoryAllocation : cudaSuccess; }
+cudaError_t cudaMallocHost(void **out, size_t size) {
+    int error = unsafe();
+    return error ? error : posix_memalign(out, PAGE, size + 1) ? cudaErrorMemoryAllocation : cudaSuccess;
+}
 cudaError_t cudaHostAlloc(void **out, size_t size, unsigned flags) { return cudaMallocHost(out, size); }
 cudaError_t cudaFreeHost(void *memory) { free(memory); return failure; }
 cudaError_t cudaMemGetInfo(size_t *left, size_t *total) {
@@ -105,7 +117,10 @@ cudaError_t cudaMemGetInfo(size_t *left, size_t *total) {
     *left = *total - cards[current].used;
     return failure;
 }
-cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind) { return unsafe() ? unsafe() : copy(to, from, size, kind); }
+cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind) {
+    int error = unsafe();
+    return error ? error : copy(to, from, size, kind);
+}
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind kind, cudaStream_t stream) { return copy(to, from, size, kind); }
 cudaError_t cudaMemset(void *memory, int value, size_t size) { return fill(memory, value, size); }
 cudaError_t cudaMemsetAsync(void *memory, int value, size_t size, cudaStream_t stream) { return fill(memory, value, size); }
@@ -182,9 +197,20 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
     __sync_fetch_and_sub(&captures, 1);
     capturing = 0;
     *graph = malloc(1);
-    return failure;
+    return __sync_bool_compare_and_swap(&broken, 1, 0) ? cudaErrorStreamCaptureInvalidated : failure;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *ready, cudaGraph_t graph, bytes flags) { *ready = malloc(1); return failure; }
+
+/* Once destroyed ones of a broken card fail, ONNX Runtime ends the process. */
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t ready) { return failure; }
+cudaError_t cudaGraphLaunch(cudaGraphExec_t ready, cudaStream_t stream) { return failure; }
+
+static int launched(void) {
+    if (launch && !capturing) usleep(launch);
+    return failure;
+}
+cudaError_t __cudaLaunchKernel(void) { return launched(); }
+cudaError_t cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **arguments, size_t shared, cudaStream_t stream) { return launched(); }
 
 /* The driver: its one kernel breaks the card for this process. */
 

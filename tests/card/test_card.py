@@ -1,5 +1,6 @@
 """What a card's memory and faults do to those who are served."""
 
+import operator
 import signal
 import subprocess
 import sys
@@ -167,29 +168,44 @@ def test_a_card_that_breaks(serve: Serve) -> None:
 
 @pytest.mark.parametrize("cards", [2], indirect=True)
 def test_two_cards(serve: Serve) -> None:
-    """Both are used, and the memory of both is seen."""
-    with serve() as server, ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: embed(server, _MANY), range(32)))
-        lines = server.get("/metrics").text.splitlines()
-        used = [float(one.split()[-1]) for one in lines if one.startswith("gpu_memory_used_bytes{")]
-        assert len(used) == 2
-        assert all(used)
+    """Both hold the models and run batches, which makes what they hold more."""
+    with serve() as server, ThreadPoolExecutor(16) as pool:
+
+        def used() -> list[float]:
+            lines = server.get("/metrics").text.splitlines()
+            held = [line for line in lines if line.startswith("gpu_memory_used_bytes{")]
+            return [float(line.split()[-1]) for line in held]
+
+        eventually(lambda: all(used()))
+        before = used()
+        assert len(before) == 2
+        answers = list(pool.map(lambda _: embed(server, _MANY), range(64)))
+        assert {answer.status_code for answer in answers} == {200}
+        eventually(lambda: all(map(operator.gt, used(), before)))
 
 
 @pytest.mark.usefixtures("card")
 def test_cuda_graphs(card_models: Path) -> None:
-    """They give what plain runs give, and are captured while others run."""
+    """They are captured while others run, are not broken by it, and nothing is left of them.
+
+    On a real card they give what plain runs give, too.
+    """
     command = [sys.executable, "-m", "tests.card.captures", str(card_models / "embedder")]
     ended = subprocess.run(command, check=False, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
 
 
-def test_a_server_with_cuda_graphs(serve: Serve) -> None:
-    """It looks whether they are faster, and serves either way."""
+def test_a_server_with_cuda_graphs(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It serves small batches by them, where kernels take long to launch, until the card breaks."""
+    monkeypatch.setenv("CARD_LAUNCH", "50")
     with serve("--cuda-graphs", "true") as server:
-        assert embed(server, ["the"]).is_success
-        server.process.terminate()
+        (vector,) = embed(server, ["the"]).json()["embeddings"]
+        assert vector == pytest.approx([NUMBER] * len(vector), rel=1e-3)
+        assert len(embed(server, _MANY).json()["embeddings"]) == len(_MANY)
+        server.process.send_signal(signal.SIGUSR1)
+        assert embed(server, ["the"]).status_code == 503
         log, _ = server.process.communicate(timeout=_SECONDS)
-        assert log.count("graphs.captured") == 2
+        assert server.process.returncode == 1
+        assert log.count('"tokens":[16,32],"event":"graphs.chosen"') >= 2
         assert "graphs.not_captured" not in log
         assert "graphs.differ" not in log

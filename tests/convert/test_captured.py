@@ -50,6 +50,7 @@ class Opened:
             where=("cpu", 0),
             max_tokens=_LONGEST,
             calls=Calls(),
+            graph=Path("graph"),
         )
 
     def rows(self, texts: list[Ids]) -> np.ndarray:
@@ -127,25 +128,32 @@ def test_what_fails(tmp_path: Path) -> None:
 
 def test_alone() -> None:
     """Whoever waits to be alone goes before those who come after it, and beside nobody."""
-    calls, order = Calls(), list[str]()
+    calls, inside, end = Calls(), threading.Event(), threading.Event()
+    entered = threading.Event()
 
     def alone() -> None:
         with calls.alone():
-            order.append("alone")
+            inside.set()
+            end.wait(10)
 
     def later() -> None:
         with calls.shared():
-            order.append("later")
+            entered.set()
 
     threads = [threading.Thread(target=one) for one in (alone, later)]
     with calls.shared():
         threads[0].start()
-        while repr(calls) != "Calls(running=1, waiting=1)":
+        for _ in range(5000):
+            if repr(calls) == "Calls(running=1, waiting=1)":
+                break
             time.sleep(0.001)
         threads[1].start()
-        time.sleep(0.05)
-        assert order == []
+        assert not entered.wait(0.05)
+        assert not inside.is_set()
+    assert inside.wait(10)
+    assert not entered.wait(0.05)
+    end.set()
     for thread in threads:
         thread.join(10)
-    assert order == ["alone", "later"]
+    assert entered.is_set()
     assert repr(calls) == "Calls(running=0, waiting=0)"

@@ -183,10 +183,12 @@ def test_the_settings_reach_the_options() -> None:
 
 
 def test_cuda_graphs() -> None:
-    """A session for them has the same options but for its memory: weights and some more."""
+    """Each model may have a second session for them, with a share of the memory of its own."""
     options = cuda(1, 5 << 30, "1")
-    found = capturing([(CUDA, options)], 1 << 20)
-    assert found == [(CUDA, options | {"enable_cuda_graph": "1", "gpu_mem_limit": "269484032"})]
+    assert capturing([(CUDA, options)]) == [(CUDA, options | {"enable_cuda_graph": "1"})]
+    settings = Settings(allowed_embedding_models=("a",), cuda_graphs=True, providers=("cuda",))
+    compute = Compute.of(settings, machines.H200, [5, 9])
+    assert (compute.sessions, compute.weights) == (4, 28)
 
 
 def test_tensorrt() -> None:

@@ -334,13 +334,18 @@ async def test_small_requests_go_before_bulk(device: Device) -> None:
 
 
 async def test_costs_are_learned() -> None:
-    """Every run on one slot moves the prediction towards what it took; wide runs say nothing."""
-    device = Device(2, 64, MEMORY, Metrics("test"))
+    """Every run on one slot moves the prediction towards what it took; others say nothing."""
+    device, session = Device(2, 64, MEMORY, Metrics("test")), FakeSession()
     device.start()
-    line = batcher(device, FakeSession())
+    line = batcher(device, session)
     before = line.cost.seconds(Shape.of([8]))
-    await line.embed([ids(8)])
+    await line.embed([ids(8)])  # a wide run
     assert line.cost.seconds(Shape.of([8])) == before
+    session.own_cost_up_to = 60
+    await line.embed([ids(60), ids(60), ids(60)])
+    await asyncio.sleep(0)
+    assert line.cost.seconds(Shape.of([8])) == before
+    session.own_cost_up_to = 59
     for _ in range(50):
         await line.embed([ids(60), ids(60), ids(60)])
     assert line.cost.seconds(Shape.of([8])) < before / 2
