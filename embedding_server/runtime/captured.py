@@ -141,7 +141,10 @@ class Captured:
     def _replay(self, graph: "_Graph", feeds: Feeds) -> Array:
         outcome: Future[Array] = Future()
         self._work.put((partial(graph, feeds), outcome))
-        return outcome.result()
+        try:
+            return outcome.result()
+        finally:
+            del outcome  # the traceback of its error has this frame, and so our session
 
     def _run_plainly(self, feeds: Feeds) -> Array:
         (value,) = self._plain.run([self._layout.output], feeds)

@@ -3,8 +3,10 @@
 A session on the CPU takes the place of the one that captures; `tests/card` has the real one.
 """
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,6 +126,34 @@ def test_what_fails(tmp_path: Path) -> None:
     assert opened.capture(lambda: fails(900)) is None
     with pytest.raises(DeviceLostError):
         opened.capture(lambda: fails(700))
+
+
+@pytest.mark.usefixtures("any_gain")
+def test_an_error_keeps_nothing_alive(tmp_path: Path) -> None:
+    """After a replay that failed the graphs go with whoever had them, not when Python cleans up."""
+    opened = Opened(GOLDENS[0], tmp_path)
+    graphs = opened.capture()
+    assert graphs
+    for graph in graphs._graphs.values():
+        graph._inputs["input_ids"] = None
+    alive, threads = weakref.ref(graphs), threading.active_count()
+    gc.disable()
+    try:
+        message = ""
+        try:
+            graphs.run([opened.items[0][:3]])
+        except AttributeError as exc:
+            message = str(exc)
+        assert "update_inplace" in message
+        del graphs, graph
+        assert alive() is None
+    finally:
+        gc.enable()
+    for _ in range(1000):
+        if threading.active_count() < threads:
+            break
+        time.sleep(0.01)
+    assert threading.active_count() < threads
 
 
 def test_alone() -> None:
