@@ -38,7 +38,7 @@ class FakeSession:
     resident_bytes = 1
     room = 1 << 30
     has_wide = True
-    own_cost_up_to = 0
+    costs_above = 0
 
     def __init__(
         self,

@@ -136,7 +136,7 @@ class ObjectSession:
     provider = CPU
     precision = Precision.FP32
     has_wide = False
-    own_cost_up_to = 0
+    costs_above = 0
 
     def __init__(self, spec: ModelSpec, threads: Threads) -> None:
         assert spec.fastembed

@@ -38,6 +38,8 @@ Where = tuple[str, int]
 
 TEXTS, SIZES = 8, (16, 32, 64, 128, 256)
 """Texts and tokens of a graph; one of the texts at least is a filler."""
+MOST_WEIGHTS = 512 << 20
+"""Bytes: its session has weights of its own."""
 _FEW, _MANY = [np.arange(1, 5)], [np.arange(1, 2 + index) for index in range(4)]
 """A batch to capture with, and another one to see what it gives."""
 _RUNS, _GAIN = 20, 1.1
@@ -129,11 +131,11 @@ class Captured:
                 self._graphs[tokens] = graph
 
     def run(self, texts: Sequence[Ids]) -> Array | None:
-        """The graph's output for these texts; None where there is no graph for so many."""
-        size = next((size for size in self._graphs if fits(texts, size)), None)
-        if size is None:
+        """The graph's output for these texts; None where there is none of their size."""
+        size = next((size for size in SIZES if fits(texts, size)), 0)
+        if not (graph := self._graphs.get(size)):
             return None
-        return self._replay(self._graphs[size], self._feeds(texts, size))[: len(texts)]
+        return self._replay(graph, self._feeds(texts, size))[: len(texts)]
 
     def _feeds(self, texts: Sequence[Ids], tokens: int) -> Feeds:
         return self._layout.feeds(filled(texts, tokens), tokens)

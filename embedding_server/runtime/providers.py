@@ -14,6 +14,7 @@ import msgspec
 from embedding_server.core import Precision
 from embedding_server.errors import ProviderError
 from embedding_server.runtime.calls import Calls
+from embedding_server.runtime.captured import MOST_WEIGHTS
 from embedding_server.runtime.machine import Machine
 from embedding_server.runtime.memory import Card
 from embedding_server.settings import Settings
@@ -123,8 +124,9 @@ class Compute(msgspec.Struct, frozen=True, kw_only=True):
             ProviderError: a provider that is named cannot be used.
         """
         most = sorted(sizes, reverse=True)[: settings.max_loaded_models or None]
-        if settings.cuda_graphs:
-            most += most  # a model may have a second session for them
+        if settings.cuda_graphs and not settings.reproducible:
+            # In half precision these may have a second session for them.
+            most += [size for size in most if size <= 2 * MOST_WEIGHTS]
         return cls(
             choice=choose(settings.providers, machine),
             wish=Wish(

@@ -24,7 +24,7 @@ class Replicas:
         self.precision = next((one.precision for one in sessions if one.precision != exact), exact)
         """The least exact: of an older device and a newer one it is TF32."""
         self.resident_bytes = sum(one.resident_bytes for one in sessions)
-        self.own_cost_up_to = max(one.own_cost_up_to for one in sessions)
+        self.costs_above = max(one.costs_above for one in sessions)
         self._running = [0] * len(sessions)
         """Tokens of each, padding and all."""
         self._done = [0] * len(sessions)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from embedding_server.core import Ids, Item, Precision, Vectors
 from embedding_server.runtime.calls import Calls
-from embedding_server.runtime.captured import Captured, capture
+from embedding_server.runtime.captured import MOST_WEIGHTS, Captured, capture
 from embedding_server.runtime.errors import FellBackError, SessionError, translated
 from embedding_server.runtime.layout import Layout, LayoutError, Packed, Value
 from embedding_server.runtime.providers import CPU, CUDA, ON_CPU, Providers, capturing
@@ -31,9 +31,8 @@ _ARENA = "cpu:0"
 _OPSET, _IR_VERSION = 18, 9
 _FATAL_ONLY = 4
 """Errors are raised, and logged by whoever they reach; a run that was stopped is none."""
-_TWICE_BELOW_BYTES, _PACKED_BELOW_BYTES = 512 << 20, 1 << 30
-"""Up to the first size a second session, a wide one or that of CUDA graphs, has weights of its own;
-up to the second the first session has a copy."""
+_WIDE_BELOW_BYTES, _PACKED_BELOW_BYTES = 512 << 20, 1 << 30
+"""Up to the first size a wide session has a copy of the weights, up to the second a narrow one."""
 
 
 class Spinning(StrEnum):
@@ -107,8 +106,8 @@ class Session(Protocol):
         """Whether a run may be wide."""
 
     @property
-    def own_cost_up_to(self) -> int:
-        """Tokens of batches that are run in another way than larger ones; 0: none is."""
+    def costs_above(self) -> int:
+        """Tokens above which what a run takes says what others take; 0, or where graphs end."""
 
     @property
     def resident_bytes(self) -> int:
@@ -123,7 +122,8 @@ class Session(Protocol):
     ) -> Vectors:
         """Raw vectors, in order; raises `SessionError`.
 
-        `wide` says that nothing else runs, so that one run may use all cores; `stop` ends it.
+        `wide` says that nothing else runs, so that one run may use all cores; `stop` ends it, but
+        for a CUDA graph, which takes no time.
         """
 
     def sample(self, tokens: int) -> Item:
@@ -169,7 +169,7 @@ class OnnxSession:
         calls: Calls | None = None,
         graph_tokens: int = 0,
     ) -> None:
-        self.own_cost_up_to = 0
+        self.costs_above = 0
         self.precision = precision
         (self.provider, options), *_ = providers
         on_cpu = self.provider == CPU
@@ -185,7 +185,7 @@ class OnnxSession:
             )
         self.resident_bytes = weights.bytes
         if cores > self.threads.per_run and not reproducible and on_cpu:
-            if weights.bytes <= _TWICE_BELOW_BYTES:
+            if weights.bytes <= _WIDE_BELOW_BYTES:
                 self._wide = _open(path, Threads(cores))
                 self.resident_bytes += weights.bytes
             elif weights.mapped:
@@ -205,7 +205,7 @@ class OnnxSession:
             self.resident_bytes += projections.stat().st_size
         self._captured: Captured | None = None
         halved = precision in (Precision.FP16, Precision.BF16)
-        small = halved and self.provider == CUDA and weights.bytes <= _TWICE_BELOW_BYTES
+        small = halved and self.provider == CUDA and weights.bytes <= MOST_WEIGHTS
         if graph_tokens and small and isinstance(self._layout, Packed):
             self._captured = capture(
                 partial(_open, path, self.threads, providers=capturing(providers)),
@@ -218,7 +218,7 @@ class OnnxSession:
             )
         if self._captured:
             self.resident_bytes += weights.bytes
-            self.own_cost_up_to = max(self._captured.sizes)
+            self.costs_above = max(self._captured.sizes)
 
     def run(
         self, items: Sequence[Item], *, wide: bool = False, stop: Stop | None = None

@@ -205,7 +205,7 @@ class Batcher:
         if run.exact:
             self._metrics.run_fallbacks.labels(self.name).inc(shape.texts)
         # Costs are those of the session on one slot, run as most batches are.
-        if run.exact or run.wide or shape.tokens <= self.session.own_cost_up_to:
+        if run.exact or run.wide or shape.tokens <= self.session.costs_above:
             return
         off = run.seconds / self.cost.seconds(shape) - 1
         self.cost = self.cost.corrected(1 + _SMOOTHING * min(1.0, off))

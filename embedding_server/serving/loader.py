@@ -1,6 +1,7 @@
 """A `ModelSpec` -> a `Model` that has proved itself on this machine."""
 
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor
 
@@ -96,6 +97,8 @@ class Loader:
         except (ConvertError, TokenizerError, SessionError, CheckError) as exc:
             if isinstance(exc, DeviceLostError):
                 self._device.lost = str(exc)
+            with self._plan.compute.calls.shared():  # frees a session, if there was one
+                traceback.clear_frames(exc.__traceback__)
             raise LoadError(str(exc)) from exc
 
     def _proven(self, spec: ModelSpec, foreign_ids: ForeignIds | None) -> Model:

@@ -9,7 +9,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from enum import StrEnum
 from functools import partial
 from typing import TypeVar
@@ -124,7 +123,7 @@ class Registry:
         max_waiting: int,
         max_loaded: int = 0,
         ttl: float = 0.0,
-        calling: Calling = nullcontext,
+        calling: Calling,
         metrics: Metrics,
     ) -> None:
         self._freed = asyncio.Event()

@@ -245,11 +245,11 @@ class Source:
         """16 hex digits over everything that decides a vector's bits.
 
         That is the graph (weights, pooling, precision), tokenizer and limit, provider and runtime
-        version, and a GPU's kind.
+        version, a GPU's kind and whether CUDA graphs may be used, which fill batches up.
         """
         where = provider if provider == CPU else self._where or provider
-        graphs = " graphs" * (self._plan.cuda_graphs and provider != CPU)
-        key = f"{self._identity} {self._spec.max_tokens} {where}{graphs}"
+        graphs = self._plan.cuda_graphs and not self._plan.reproducible and provider == CUDA
+        key = f"{self._identity} {self._spec.max_tokens} {where}{' graphs' * graphs}"
         return hashlib.sha256(key.encode()).hexdigest()[:16]
 
     @property

@@ -33,7 +33,7 @@ class Broken:
     precision = Precision.FP32
     padded = False
     has_wide = False
-    own_cost_up_to = 0
+    costs_above = 0
     resident_bytes = 1
     threads = Threads()
 

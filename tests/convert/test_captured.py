@@ -9,12 +9,14 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from embedding_server.core import Ids
 from embedding_server.runtime import captured
@@ -22,8 +24,11 @@ from embedding_server.runtime.calls import Calls
 from embedding_server.runtime.captured import SIZES, TEXTS, Captured, capture, filled, fits
 from embedding_server.runtime.errors import DeviceLostError
 from embedding_server.runtime.layout import Packed, Value
+from embedding_server.serving.model import Model
+from embedding_server.serving.threads import release
 from tests.convert.lowering import lowered
 from tests.convert.test_families import GOLDENS, Golden, inputs
+from tests.fakes import FakeSession
 
 _LONGEST = 64
 
@@ -113,7 +118,9 @@ def test_wrong_graphs(tmp_path: Path) -> None:
     opened, other = (
         Opened(file, tmp_path / file.stem) for file in GOLDENS if file.stem in ("bert", "electra")
     )
-    assert opened.capture(lambda: other.own) is None
+    with capture_logs() as logs:
+        assert opened.capture(lambda: other.own) is None
+    assert [one["event"] for one in logs] == ["graphs.differ"] * 3 + ["graphs.chosen"]
 
 
 def test_what_fails(tmp_path: Path) -> None:
@@ -131,12 +138,12 @@ def test_what_fails(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("any_gain")
 def test_an_error_keeps_nothing_alive(tmp_path: Path) -> None:
     """After a replay that failed the graphs go with whoever had them, not when Python cleans up."""
-    opened = Opened(GOLDENS[0], tmp_path)
+    opened, before = Opened(GOLDENS[0], tmp_path), set(threading.enumerate())
     graphs = opened.capture()
     assert graphs
     for graph in graphs._graphs.values():
         graph._inputs["input_ids"] = None
-    alive, threads = weakref.ref(graphs), threading.active_count()
+    alive, threads = weakref.ref(graphs), set(threading.enumerate()) - before
     gc.disable()
     try:
         message = ""
@@ -146,14 +153,47 @@ def test_an_error_keeps_nothing_alive(tmp_path: Path) -> None:
             message = str(exc)
         assert "update_inplace" in message
         del graphs, graph
+        for _ in range(100):  # the thread may not have let go of the error yet
+            if alive() is None:
+                break
+            time.sleep(0.01)
         assert alive() is None
     finally:
         gc.enable()
-    for _ in range(1000):
-        if threading.active_count() < threads:
-            break
-        time.sleep(0.01)
-    assert threading.active_count() < threads
+    assert len(threads) == 1
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.mark.usefixtures("any_gain")
+def test_a_size_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those before it serve, and what it would have taken runs plainly."""
+    graph = captured._Graph
+
+    def up_to_16(session: ort.InferenceSession, number: int, *rest: Any) -> Any:
+        if number > 16:
+            raise RuntimeError("no more")
+        return graph(session, number, *rest)
+
+    monkeypatch.setattr(captured, "_Graph", up_to_16)
+    opened = Opened(GOLDENS[0], tmp_path)
+    graphs = opened.capture()
+    assert graphs
+    assert graphs.sizes == [16]
+    assert graphs.run([np.ones(20, np.int64)]) is None
+
+
+def test_freeing_waits() -> None:
+    """A model is let go of once nobody captures."""
+    calls, models = Calls(), [cast("Model", FakeSession())]
+    thread = threading.Thread(target=release, args=(models, calls.shared))
+    with calls.alone():
+        thread.start()
+        thread.join(0.05)
+        assert models
+    thread.join(10)
+    assert not models
 
 
 def test_alone() -> None:

@@ -340,12 +340,11 @@ async def test_costs_are_learned() -> None:
     line = batcher(device, session)
     before = line.cost.seconds(Shape.of([8]))
     await line.embed([ids(8)])  # a wide run
-    assert line.cost.seconds(Shape.of([8])) == before
-    session.own_cost_up_to = 60
+    session.costs_above = 60
     await line.embed([ids(60), ids(60), ids(60)])
     await asyncio.sleep(0)
     assert line.cost.seconds(Shape.of([8])) == before
-    session.own_cost_up_to = 59
+    session.costs_above = 59
     for _ in range(50):
         await line.embed([ids(60), ids(60), ids(60)])
     assert line.cost.seconds(Shape.of([8])) < before / 2

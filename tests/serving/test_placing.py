@@ -6,6 +6,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -94,6 +95,15 @@ def test_keys_tell_gpus_apart(tmp_path: Path) -> None:
     prints = {one.fingerprint(name) for one, name in zip(sources, used, strict=True)}
     assert len(prints) == len(sources)
     assert len({one.reference_path for one in sources}) == 1
+
+
+def test_cuda_graphs_have_a_fingerprint(tmp_path: Path) -> None:
+    """They fill batches up, which may change last bits, if only on a GPU."""
+    plain = source_on(tmp_path, machines.H200)
+    plan = msgspec.structs.replace(plan_on(tmp_path, machines.H200), cuda_graphs=True)
+    with_graphs = Source(plain._spec, plan, 2)
+    assert with_graphs.fingerprint(CUDA) != plain.fingerprint(CUDA)
+    assert with_graphs.fingerprint(CPU) == plain.fingerprint(CPU)
 
 
 def test_a_fall_back_keeps_the_graph(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def spec(name: str) -> ModelSpec:
 def open_registry(loader: Any, *names: str, **options: Any) -> Registry:
     """A registry of these models, or one."""
     defaults: dict[str, Any] = {"patience": 5.0, "max_waiting": 20, "metrics": Metrics("test")}
+    defaults["calling"] = nullcontext
     return Registry([spec(name) for name in names or "m"], loader, **(defaults | options))
 
 
