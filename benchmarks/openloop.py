@@ -192,13 +192,18 @@ def outcome(process: "subprocess.Popen[bytes]") -> Outcome:
     """What came of it, once it has ended.
 
     Raises:
-        RuntimeError: it did not end by itself.
+        RuntimeError: it did not end by itself, or what it wrote is not whole.
     """
     assert process.stdout
     written = process.stdout.read()
     if process.wait():
         raise RuntimeError(f"the load generator ended with status {process.returncode}")
-    return msgspec.json.decode(written, type=Outcome)
+    try:
+        return msgspec.json.decode(written, type=Outcome)
+    except msgspec.DecodeError as exc:
+        end = written[-60:]
+        message = f"the load generator wrote {len(written)} bytes, at last {end!r}"
+        raise RuntimeError(message) from exc
 
 
 def send(order: Order) -> Outcome:
