@@ -23,14 +23,14 @@ class Tokens:
 
     Args:
         texts: its texts.
-        width: as long as the longest counts; no shorter than it is.
+        width: as long as the longest counts at least, and a multiple of `step`.
     """
 
-    def __init__(self, texts: Sequence[Ids], width: int) -> None:
+    def __init__(self, texts: Sequence[Ids], width: int, step: int) -> None:
         self.ids = np.concatenate(texts)
         self.lengths = np.array([len(ids) for ids in texts])
         self.longest = int(self.lengths.max())
-        self.width = width
+        self.width = -(-max(width, self.longest) // step) * step
 
     @cached_property
     def starts(self) -> Array:
@@ -97,8 +97,5 @@ LEAST = ("input_ids", "lengths")
 
 def feeds(texts: Sequence[Ids], names: Collection[str] = LEAST, width: int = 0) -> dict[str, Array]:
     """The inputs of that name; the longest text counts as long as `width` at least."""
-    longest = max(map(len, texts))
-    if "steps" in names:
-        longest = -(-longest // _ROUND) * _ROUND
-    batch = Tokens(texts, max(width, longest))
+    batch = Tokens(texts, width, _ROUND if "steps" in names else 1)
     return {name: INPUTS[name](batch) for name in names}

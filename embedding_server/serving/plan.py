@@ -14,7 +14,8 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     `precision` None is what suits the device, and `qwen3` for safetensors of that family.
     `threads_per_run` 0 and `warmup` (seconds) leave that to measurement. `cuda_graphs`: small
-    batches are such where that is faster.
+    batches are such where that is faster, which is measured anew at every load: never where vectors
+    are to be reproducible.
     """
 
     cache: Path
@@ -36,7 +37,7 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
             precision=None if auto else Precision(settings.precision),
             qwen3=Precision(settings.qwen3_dtype),
             reproducible=settings.reproducible,
-            cuda_graphs=settings.cuda_graphs,
+            cuda_graphs=settings.cuda_graphs and not settings.reproducible,
             threads_per_run=settings.threads_per_run,
             warmup=settings.warmup_ms / 1000,
             max_image_pixels=settings.max_image_pixels,

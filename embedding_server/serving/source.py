@@ -156,8 +156,7 @@ class Source:
             from embedding_server.catalog.objects import ObjectSession  # noqa: PLC0415
 
             return ObjectSession(self._spec, threads)
-        # Which sizes are graphs is measured anew at every load.
-        graphs = self._plan.cuda_graphs and wide and not (self._plan.reproducible or apart)
+        graphs = self._plan.cuda_graphs and wide and not apart
         try:
             sessions = [
                 OnnxSession(
@@ -248,7 +247,7 @@ class Source:
         version, a GPU's kind and whether CUDA graphs may be used, which fill batches up.
         """
         where = provider if provider == CPU else self._where or provider
-        graphs = self._plan.cuda_graphs and not self._plan.reproducible and provider == CUDA
+        graphs = self._plan.cuda_graphs and provider == CUDA
         key = f"{self._identity} {self._spec.max_tokens} {where}{' graphs' * graphs}"
         return hashlib.sha256(key.encode()).hexdigest()[:16]
 

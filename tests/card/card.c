@@ -23,7 +23,7 @@
 
 typedef unsigned long long bytes;
 
-struct card { bytes total, used; };
+struct card { bytes total, used, kernels; };
 struct block { bytes size; struct card *card; };
 
 static struct card *cards;
@@ -206,6 +206,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t ready) { return failure; }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t ready, cudaStream_t stream) { return failure; }
 
 static int launched(void) {
+    __sync_fetch_and_add(&cards[current].kernels, 1);
     if (launch && !capturing) usleep(launch);
     return failure;
 }

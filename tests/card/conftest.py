@@ -15,6 +15,8 @@ from tests.process import Server, server
 
 _INSTALLED = Path(__file__).parents[2] / ".venv-card"
 _CARD_BYTES = 8 << 30
+CARD = "QQQ"
+"""`struct card`: bytes, those in use, and kernels that were launched."""
 INJECTED = Path(__file__).with_name("injected")
 """What every Python process on a card imports."""
 
@@ -55,7 +57,7 @@ def card(
             pytest.skip("there may be one only")
         return "cuda"
     state = tmp_path / "cards"
-    state.write_bytes(struct.pack("QQ", _CARD_BYTES, 0) * cards)
+    state.write_bytes(struct.pack(CARD, _CARD_BYTES, 0, 0) * cards)
     monkeypatch.setenv("CARDS", str(state))
     monkeypatch.setenv("LD_LIBRARY_PATH", str(request.getfixturevalue("libraries")))
     monkeypatch.setenv("PYTHONPATH", str(_INSTALLED), prepend=os.pathsep)

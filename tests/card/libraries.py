@@ -30,15 +30,8 @@ def build(installed: Path, out: Path) -> Path:
     nodes = [f"{name} {{ global: {'; '.join(sorted(wanted[name]))}; }};\n" for name in sonames]
     (out / "versions.map").write_text("".join(nodes))
     headers = next(installed.glob("nvidia/*/include"))
-    command = [
-        "gcc",
-        "-shared",
-        "-fPIC",
-        "-O1",
-        f"-I{headers}",
-        "-Wl,--version-script=versions.map",
-    ]
-    command += [str(_SOURCE), "stubs.c", "-o", "libcards.so"]
+    command = ["gcc", "-shared", "-fPIC", "-O1", f"-I{headers}", str(_SOURCE), "stubs.c"]
+    command += ["-Wl,--version-script=versions.map", "-o", "libcards.so"]
     subprocess.run(command, cwd=out, check=True)
     for name in sonames | _SONAMES:
         (out / name).symlink_to("libcards.so")

@@ -14,10 +14,10 @@ _WIDTH = 128
 _LAST = f"encoder.layer.{LAYERS - 1}.output.LayerNorm"
 
 
-def write_embedder(directory: Path, seed: int = 0) -> None:
+def write_embedder(directory: Path) -> None:
     """The last layer norm scales states to nothing, and adds the number."""
     write_model(directory, hidden=_WIDTH)
-    save_file(_weights(seed), directory / "model.safetensors")
+    save_file(_weights(), directory / "model.safetensors")
 
 
 def write_scorer(directory: Path) -> None:
@@ -26,7 +26,7 @@ def write_scorer(directory: Path) -> None:
     config = json.loads((directory / "config.json").read_bytes())
     config |= {"architectures": ["BertForSequenceClassification"], "num_labels": 1}
     (directory / "config.json").write_text(json.dumps(config))
-    tensors = {f"bert.{name}": value for name, value in _weights(0).items()}
+    tensors = {f"bert.{name}": value for name, value in _weights().items()}
     tensors["bert.pooler.dense.weight"] = np.zeros((_WIDTH, _WIDTH), np.float32)
     tensors["bert.pooler.dense.bias"] = np.zeros(_WIDTH, np.float32)
     tensors["classifier.weight"] = np.zeros((1, _WIDTH), np.float32)
@@ -34,7 +34,7 @@ def write_scorer(directory: Path) -> None:
     save_file(tensors, directory / "model.safetensors")
 
 
-def _weights(seed: int) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
-    tensors = weights(seed, _WIDTH)
+def _weights() -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+    tensors = weights(0, _WIDTH)
     tensors[f"{_LAST}.weight"][:], tensors[f"{_LAST}.bias"][:] = 0, NUMBER
     return tensors

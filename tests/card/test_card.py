@@ -1,7 +1,9 @@
 """What a card's memory and faults do to those who are served."""
 
 import operator
+import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -13,13 +15,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.card.conftest import INJECTED, Serve
+from tests.card.conftest import CARD, INJECTED, Serve
 from tests.card.models import NUMBER
 from tests.process import Server
 
 _MANY = ["the of that was " * 6] * 64
 _ROUNDS, _SETTLED = 2000, 100
 _SECONDS = 30.0
+_LARGEST = 'le="4096.0"'
+"""Tokens of the largest batch that ran before anybody asked: `serving/memory.py`."""
 _MIB = 1 << 20
 
 
@@ -35,11 +39,11 @@ def rerank(server: Server) -> httpx.Response:
     return server.post("/api/rerank", json=body)
 
 
-def metric(server: Server, name: str) -> float:
-    """A metric's value, summed over its labels."""
+def metric(server: Server, name: str, label: str = "") -> float:
+    """A metric's value, summed over its labels, or over those with this one."""
     lines = server.get("/metrics").text.splitlines()
     found = [line for line in lines if line.startswith((f"{name} ", f"{name}{{"))]
-    return sum(float(line.split()[-1]) for line in found)
+    return sum(float(line.split()[-1]) for line in found if label in line)
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -65,6 +69,14 @@ def full() -> Iterator[Callable[[], None]]:
 
         yield end
         end()
+
+
+def broken(server: Server) -> httpx.Response:
+    """The first answer that is no success after the card breaks, which takes a moment."""
+    server.process.send_signal(signal.SIGUSR1)
+    while (answer := embed(server, ["the"])).is_success:
+        pass
+    return answer
 
 
 def test_it_serves(serve: Serve) -> None:
@@ -94,6 +106,8 @@ def test_a_full_card(serve: Serve) -> None:
             eventually(lambda: metric(server, "inference_gpu_memory_tight") == 1)
             assert batches(1) == alone
             batches(32)
+            small = metric(server, "inference_batch_tokens_bucket", _LARGEST)
+            assert small == metric(server, "inference_batch_tokens_count")
         eventually(lambda: metric(server, "inference_gpu_memory_tight") == 0)
         assert metric(server, "inference_run_out_of_memory_total") == 0
 
@@ -125,8 +139,8 @@ def test_a_model_that_does_not_fit(serve: Serve) -> None:
         assert embed(server, ["the"]).is_success
 
 
-def test_unloading_gives_memory_back(serve: Serve) -> None:
-    """All of what its arenas took."""
+def test_unloading_gives_memory_back(serve: Serve, card: str) -> None:
+    """All that the models took; CUDA itself keeps some of a real card."""
     with serve() as server:
         assert embed(server, _MANY).is_success
 
@@ -135,8 +149,9 @@ def test_unloading_gives_memory_back(serve: Serve) -> None:
 
         eventually(lambda: used() > 0)
         before = used()
-        assert server.post("/api/v1/models/embedder/unload").is_success
-        eventually(lambda: used() < before - _MIB)
+        for name in ("embedder", "scorer"):
+            assert server.post(f"/api/v1/models/{name}/unload").is_success
+        eventually(lambda: used() == 0 if card == "nothing" else used() < before - _MIB)
 
 
 def test_alternating_models(serve: Serve) -> None:
@@ -156,8 +171,7 @@ def test_a_card_that_breaks(serve: Serve) -> None:
     """Its clients are told to go elsewhere, and the process ends so that another one is started."""
     with serve() as server:
         assert embed(server, ["the"]).is_success
-        server.process.send_signal(signal.SIGUSR1)
-        answer = embed(server, ["the"])
+        answer = broken(server)
         assert (answer.status_code, answer.json()["code"]) == (503, "SERVICE_UNAVAILABLE")
         assert "retry-after" in answer.headers
         log, _ = server.process.communicate(timeout=_SECONDS)
@@ -177,20 +191,21 @@ def test_no_cuda_graphs_where_vectors_are_reproducible(serve: Serve) -> None:
 
 @pytest.mark.parametrize("cards", [2], indirect=True)
 def test_two_cards(serve: Serve) -> None:
-    """Both hold the models and run batches, which makes what they hold more."""
-    with serve() as server, ThreadPoolExecutor(16) as pool:
+    """Both hold the models, which is seen, and run batches."""
 
-        def used() -> list[float]:
-            lines = server.get("/metrics").text.splitlines()
-            held = [line for line in lines if line.startswith("gpu_memory_used_bytes{")]
-            return [float(line.split()[-1]) for line in held]
+    def kernels() -> list[int]:
+        state = Path(os.environ["CARDS"]).read_bytes()
+        return [launched for _, _, launched in struct.iter_unpack(CARD, state)]
 
-        eventually(lambda: all(used()))
-        before = used()
-        assert len(before) == 2
-        answers = list(pool.map(lambda _: embed(server, _MANY), range(64)))
+    def held(number: int) -> float:
+        return metric(server, "gpu_memory_used_bytes", f'device="{number}"')
+
+    with serve() as server, ThreadPoolExecutor(8) as pool:
+        eventually(lambda: held(0) > 0 < held(1))
+        before = kernels()
+        answers = list(pool.map(lambda _: embed(server, _MANY), range(32)))
         assert {answer.status_code for answer in answers} == {200}
-        eventually(lambda: all(map(operator.gt, used(), before)))
+        assert all(map(operator.gt, kernels(), before))
 
 
 @pytest.mark.usefixtures("card")
@@ -213,8 +228,7 @@ def test_a_server_with_cuda_graphs(
         (vector,) = embed(server, ["the"]).json()["embeddings"]
         assert vector == pytest.approx([NUMBER] * len(vector), rel=1e-3)
         assert len(embed(server, _MANY).json()["embeddings"]) == len(_MANY)
-        server.process.send_signal(signal.SIGUSR1)
-        assert embed(server, ["the"]).status_code == 503
+        assert broken(server).status_code == 503
         log, _ = server.process.communicate(timeout=_SECONDS)
         assert server.process.returncode == 1
         which = '"tokens":[16,32],' if card == "nothing" else ""
